@@ -1,0 +1,3 @@
+"""AutoScale: scale-aware data mixing for pre-training language models."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,218 @@
+"""Many runs over the ranks of a job: side by side, longest first, none of them twice.
+
+The ranks form groups of `ranks_per_run`. A group that is free takes the next run from a counter in
+the job's store, so no rank waits for a slower one. Which runs are left is decided on rank 0 from
+the run folders alone; what a run gave is in its folder when the campaign returns.
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from .distributed import Job, free_port
+from .execution import Execution, Progress
+from .runs import RunFailure, RunSpec, RunStore
+from .worker import Assignment, Child, Worker, decode_progress, encode_progress
+
+logger = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CampaignProgress:
+    """A campaign as rank 0 sees it.
+
+    Attributes:
+        finished, total: runs.
+        tokens, total_tokens: trained so far and in all, of the runs that were left to do.
+        active: labels of the runs in progress, with their own progress once there is some.
+    """
+
+    stage: str
+    finished: int
+    total: int
+    tokens: int
+    total_tokens: int
+    active: tuple[tuple[str, Progress | None], ...]
+
+
+Observer = Callable[[CampaignProgress], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """One run to do."""
+
+    spec: RunSpec
+    execution: Execution
+
+
+class Campaign:
+    """Runs `tasks` on the ranks of `job`; every rank makes one and calls `run`."""
+
+    def __init__(
+        self,
+        job: Job,
+        store: RunStore,
+        *,
+        stage: str,
+        ranks_per_run: int,
+        observer: Observer,
+    ) -> None:
+        if ranks_per_run > job.world_size:
+            raise ValueError(
+                f"{stage}: ranks_per_run is {ranks_per_run} but the job has {job.world_size} "
+                "ranks; start more ranks or lower it"
+            )
+        self._job, self._store, self._stage = job, store, stage
+        self._ranks_per_run = ranks_per_run
+        self._observer = observer
+        self._num_groups = job.world_size // ranks_per_run
+        self._group, self._rank_in_group = divmod(job.rank, ranks_per_run)
+        self._tasks: Sequence[Task] = ()
+        self._worker = Worker(fork=os.environ.get("DS_ACCELERATOR") == "cpu")
+        idle = job.world_size - self._num_groups * ranks_per_run
+        if idle and job.is_root:
+            logger.warning("%s: %d ranks stay idle (%d a run)", stage, idle, ranks_per_run)
+
+    def run(self, tasks: Sequence[Task]) -> None:
+        """Do what is left of `tasks`.
+
+        Raises:
+            ValueError: on every rank, when a run stopped on a user's mistake.
+        """
+        unfinished = self._job.from_root(lambda: self._unfinished(tasks))
+        self._tasks = [tasks[index] for index in unfinished]
+        # Keys of an earlier campaign of this job must not be seen by this one.
+        self._prefix = f"{self._stage}/{self._job.from_root(lambda: os.urandom(8).hex())}"
+        if self._tasks:
+            if self._group < self._num_groups:
+                self._work()
+            self._observe_until_done()
+        self._job.on_all(lambda: None)
+        mistake = self._job.from_root(lambda: self._read("mistake"))
+        if mistake is not None:
+            raise ValueError(mistake)
+
+    def _unfinished(self, tasks: Sequence[Task]) -> list[int]:
+        """Indices of the tasks to do, longest first; the same run is done once."""
+        left = {}
+        for index, task in enumerate(tasks):
+            status = self._store.status(task.spec)
+            diverged = status == "failed" and self._store.failure(task.spec).reason == "diverged"
+            if status != "finished" and not diverged:
+                left.setdefault(task.spec.identity, index)
+        return sorted(left.values(), key=lambda index: -tasks[index].spec.total_tokens)
+
+    def _work(self) -> None:
+        """Take runs until none is left."""
+        turn = 0
+        while True:
+            taken = self._take_next(turn)
+            if taken is None:
+                return
+            index, master = taken
+            self._train(self._tasks[index], master)
+            if self._rank_in_group == 0:
+                self._job.store.add(f"{self._prefix}/done", 1)
+            turn += 1
+
+    def _take_next(self, turn: int) -> tuple[int, str] | None:
+        """The group's next task and the address of its first rank, agreed in the group."""
+        key = f"{self._prefix}/group{self._group}/{turn}"
+        if self._rank_in_group == 0:
+            index = int(self._job.store.add(f"{self._prefix}/next", 1)) - 1
+            stop = index >= len(self._tasks) or self._read("mistake") is not None
+            master = f"{self._job.address}:{free_port()}"
+            self._job.store.set(key, json.dumps(None if stop else [index, master]))
+        taken = json.loads(self._job.store.get(key))
+        return None if taken is None else (int(taken[0]), str(taken[1]))
+
+    def _train(self, task: Task, master: str) -> None:
+        leads = self._rank_in_group == 0
+        if leads:
+            self._store.start(task.spec)
+        child = self._worker.start(
+            Assignment(
+                spec=task.spec,
+                execution=task.execution,
+                rank=self._rank_in_group,
+                world_size=self._ranks_per_run,
+                local_rank=self._job.local_rank,
+                master=master,
+            )
+        )
+        try:
+            while not child.poll(_POLL_SECONDS):
+                if leads:
+                    self._publish(task, child)
+                self._observe()
+        finally:
+            child.stop()
+        if leads:
+            self._publish(task, child)
+            self._conclude(task, child)
+
+    def _publish(self, task: Task, child: Child) -> None:
+        text = encode_progress(task.spec.label, child.progress)
+        self._job.store.set(f"{self._prefix}/progress/{self._group}", text)
+
+    def _conclude(self, task: Task, child: Child) -> None:
+        """Account for a child that ended: its tokens, or why there is no result."""
+        status = self._store.status(task.spec)
+        if status == "finished":
+            self._job.store.add(f"{self._prefix}/tokens", task.spec.total_tokens)
+        elif child.error is not None and child.error.user_mistake:
+            self._job.store.set(f"{self._prefix}/mistake", json.dumps(child.error.message))
+        elif status != "failed":
+            cause = child.error.message if child.error else "another rank of the run ended"
+            folder = self._store.folder(task.spec)
+            message = f"{cause}; see {folder / 'log-rank0.txt'}"
+            RunFailure(reason="crashed", message=message).save(folder)
+        self._job.store.set(f"{self._prefix}/progress/{self._group}", encode_progress("", None))
+
+    def _observe_until_done(self) -> None:
+        """Rank 0 shows the other groups' progress after its own group is done."""
+        if not self._job.is_root:
+            return
+        while self._count("done") < len(self._tasks) and self._read("mistake") is None:
+            self._observe()
+            time.sleep(_POLL_SECONDS)
+        self._observe()
+
+    def _observe(self) -> None:
+        if not self._job.is_root:
+            return
+        active = []
+        for group in range(self._num_groups):
+            text = self._read_text(f"progress/{group}")
+            label, progress = decode_progress(text) if text else ("", None)
+            if label:
+                active.append((label, progress))
+        in_progress = sum(progress.tokens for _, progress in active if progress)
+        total = sum(task.spec.total_tokens for task in self._tasks)
+        self._observer(
+            CampaignProgress(
+                stage=self._stage,
+                finished=self._count("done"),
+                total=len(self._tasks),
+                tokens=min(total, self._count("tokens") + in_progress),
+                total_tokens=total,
+                active=tuple(active),
+            )
+        )
+
+    def _count(self, name: str) -> int:
+        return int(self._job.store.add(f"{self._prefix}/{name}", 0))
+
+    def _read(self, name: str) -> str | None:
+        text = self._read_text(name)
+        return None if text is None else json.loads(text)
+
+    def _read_text(self, name: str) -> str | None:
+        key = f"{self._prefix}/{name}"
+        return self._job.store.get(key).decode() if self._job.store.check([key]) else None

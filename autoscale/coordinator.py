@@ -1,0 +1,172 @@
+"""Rank 0 decides, every rank trains: the stages that need the whole job.
+
+`run` is the method end to end: prepare, probe, fit, project, train, report. Between the stages
+rank 0 alone solves and writes; what the others need goes out as JSON, and an error on rank 0
+stops every rank with the same message.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from . import stages
+from .campaign import Campaign, Observer, Task
+from .config import ExperimentConfig
+from .distributed import Job
+from .planning import Experiment
+from .provenance import commit
+from .records import write_json
+from .runs import RunSpec
+
+PrepareStage = Callable[[ExperimentConfig], Path]
+
+
+def open_experiment(job: Job, config: ExperimentConfig) -> Experiment:
+    """Check the experiment on rank 0 first, then on all ranks, and that all see the same."""
+    job.from_root(lambda: Experiment(config).manifest.fingerprint)
+    experiments: list[Experiment] = []
+
+    def fingerprint() -> str:
+        experiments.append(Experiment(config))
+        return experiments[0].manifest.fingerprint
+
+    prints = job.on_all(fingerprint)
+    job.require_agreement("data fingerprint", prints[job.rank])
+    job.require_agreement("experiment", config.model_dump_json())
+    job.require_agreement("code version", str(commit()))
+    return experiments[0]
+
+
+def probe(
+    job: Job,
+    config: ExperimentConfig,
+    *,
+    observer: Observer,
+    only: Sequence[str] = (),
+    resume: bool = True,
+) -> None:
+    """Do the probe runs that are left, side by side over the ranks.
+
+    Args:
+        only: run ids or labels; by default all.
+        resume: continue interrupted runs from their checkpoints, else from their first step.
+    """
+    experiment = open_experiment(job, config)
+    planned = [planned.spec for planned in experiment.probes()]
+    chosen = job.from_root(lambda: _select(planned, only))
+    tasks = [
+        Task(spec=spec, execution=experiment.execution(spec, export=False))
+        for spec in (planned[index] for index in chosen)
+    ]
+    _run_tasks(job, experiment, "probe", tasks, config.probe.ranks_per_run, observer, resume=resume)
+
+
+def train(
+    job: Job,
+    config: ExperimentConfig,
+    *,
+    observer: Observer,
+    resume: bool = True,
+) -> None:
+    """Train the target on the projected mixture and on every baseline, under every seed."""
+    experiment = open_experiment(job, config)
+
+    def solved() -> dict[str, dict[str, float]]:
+        mixtures = stages.target_mixtures(experiment)
+        return {name: mixture.to_dict() for name, mixture in mixtures.items()}
+
+    # Rank 0 read the weights; the others take them as sent, so that all train the same.
+    mixtures = {
+        name: experiment.mixture(weights) for name, weights in job.from_root(solved).items()
+    }
+    first_seed = config.train_seeds[0]
+    tasks = [
+        Task(
+            spec=target.spec,
+            execution=experiment.execution(
+                target.spec, export=config.train.export and target.seed == first_seed
+            ),
+        )
+        for target in experiment.targets(mixtures)
+    ]
+    given = config.train.ranks_per_run
+    ranks = job.world_size if given == "all" else given
+    _run_tasks(job, experiment, "train", tasks, ranks, observer, resume=resume)
+    job.from_root(lambda: _require_trained([task.spec for task in tasks], experiment))
+
+
+def run(
+    job: Job,
+    config: ExperimentConfig,
+    *,
+    observer: Observer,
+    prepare: PrepareStage,
+    report: Callable[[ExperimentConfig], Path],
+    resume: bool = True,
+) -> Path:
+    """All stages in one job; returns the path of the report.
+
+    Args:
+        prepare: makes the shards; called on rank 0 when the experiment has a `prepare` section.
+        report: writes the report; called on rank 0 at the end.
+    """
+    if config.prepare is not None:
+        job.from_root(lambda: str(prepare(config)))
+    job.from_root(lambda: str(stages.plan(config)))
+    probe(job, config, observer=observer, resume=resume)
+    job.from_root(lambda: [str(stages.fit(config)), str(stages.project(config))])
+    train(job, config, observer=observer, resume=resume)
+    return Path(job.from_root(lambda: str(report(config))))
+
+
+def _run_tasks(
+    job: Job,
+    experiment: Experiment,
+    stage: str,
+    tasks: Sequence[Task],
+    ranks_per_run: int,
+    observer: Observer,
+    *,
+    resume: bool,
+) -> None:
+    config = experiment.config
+    job.from_root(lambda: _record(config, experiment, tasks, resume=resume))
+    campaign = Campaign(
+        job, experiment.store, stage=stage, ranks_per_run=ranks_per_run, observer=observer
+    )
+    campaign.run(tasks)
+
+
+def _record(
+    config: ExperimentConfig, experiment: Experiment, tasks: Sequence[Task], *, resume: bool
+) -> Any:
+    content = {"config": config.model_dump(mode="json")}
+    write_json(Path(config.output_dir) / "config.json", "config", content)
+    if not resume:
+        for task in tasks:
+            experiment.store.forget_progress(task.spec)
+
+
+def _select(specs: Sequence[RunSpec], only: Sequence[str]) -> list[int]:
+    """Indices of the specs named by run id, identity or label."""
+    if not only:
+        return list(range(len(specs)))
+    chosen = []
+    for name in only:
+        matches = [
+            index
+            for index, spec in enumerate(specs)
+            if name in (spec.run_id, spec.identity, spec.label)
+        ]
+        if not matches:
+            raise ValueError(
+                f"--only {name}: no run of this experiment; `autoscale plan` lists them"
+            )
+        chosen += matches
+    return chosen
+
+
+def _require_trained(specs: Sequence[RunSpec], experiment: Experiment) -> None:
+    for spec in specs:
+        if experiment.store.status(spec) == "failed":
+            raise ValueError(f"run {spec.run_id} failed: {experiment.store.failure(spec).message}")

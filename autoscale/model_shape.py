@@ -1,0 +1,171 @@
+"""Model configurations by short name, file or hub name, with parameter and FLOP counts.
+
+A model is described by the fields of its transformers config, as plain JSON, so that planning and
+run identities need no torch; `model.py` builds it. Counts follow Kaplan et al. 2020 and PaLM
+(Chowdhery et al. 2022, appendix B): training costs 6 FLOPs a matrix parameter and token, plus
+12 * layers * width * sequence_length for attention.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+# layers, width, heads
+_GPT2_SHAPES = {
+    "gpt2-nano": (2, 64, 2), "gpt2-micro": (2, 96, 3), "gpt2-mini": (4, 128, 4),
+    "gpt2-tiny": (6, 256, 8), "gpt2-small": (12, 768, 12), "gpt2": (12, 768, 12),
+    "gpt2-medium": (24, 1024, 16), "gpt2-large": (36, 1280, 20), "gpt2-xl": (48, 1600, 25),
+}  # fmt: skip
+# layers, width, heads, key-value heads, inner width
+_LLAMA_SHAPES = {
+    "llama-nano": (2, 64, 2, 2, 192), "llama-micro": (2, 96, 3, 3, 256),
+    "llama-mini": (4, 128, 4, 4, 352), "llama-60m": (8, 512, 8, 8, 1376),
+    "llama-130m": (12, 768, 12, 12, 2048), "llama-350m": (24, 1024, 16, 16, 2736),
+    "llama-1b": (16, 2048, 32, 8, 8192), "llama-7b": (32, 4096, 32, 32, 11008),
+}  # fmt: skip
+SHORT_NAMES = (*_GPT2_SHAPES, *_LLAMA_SHAPES)
+_POSITION_KEYS = ("n_positions", "max_position_embeddings")
+
+
+def _gpt2(layers: int, width: int, heads: int) -> dict[str, Any]:
+    return {
+        "model_type": "gpt2", "n_layer": layers, "n_embd": width, "n_head": heads,
+        "n_inner": 4 * width, "activation_function": "gelu_new", "initializer_range": 0.02,
+        "layer_norm_epsilon": 1e-5, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0,
+        "tie_word_embeddings": True,
+    }  # fmt: skip
+
+
+def _llama(layers: int, width: int, heads: int, kv_heads: int, inner: int) -> dict[str, Any]:
+    return {
+        "model_type": "llama", "num_hidden_layers": layers, "hidden_size": width,
+        "num_attention_heads": heads, "num_key_value_heads": kv_heads,
+        "intermediate_size": inner, "hidden_act": "silu", "initializer_range": 0.02,
+        "rms_norm_eps": 1e-5, "attention_dropout": 0.0, "tie_word_embeddings": False,
+    }  # fmt: skip
+
+
+def resolve_model(
+    name: str,
+    overrides: Mapping[str, Any],
+    *,
+    vocab_size: int,
+    end_of_text_id: int,
+    sequence_length: int,
+) -> dict[str, Any]:
+    """The full transformers config of a model for this tokenizer and sequence length.
+
+    Short names take the tokenizer's vocabulary and the sequence length as they are; a config
+    from elsewhere must be large enough for both.
+
+    Raises:
+        ValueError: unknown name or override, too small a vocabulary or context.
+    """
+    fields = _base_fields(name)
+    for key, value in overrides.items():
+        known = [*fields, "vocab_size", *_POSITION_KEYS]
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+            raise ValueError(f"model.overrides.{key}: no field of {name!r}; {hint}")
+        fields[key] = value
+    _fit_vocabulary(fields, name, vocab_size)
+    position_key = next((key for key in _POSITION_KEYS if key in fields), None)
+    if position_key is None:
+        position_key = "n_positions" if fields["model_type"] == "gpt2" else _POSITION_KEYS[1]
+    if fields.setdefault(position_key, sequence_length) < sequence_length:
+        raise ValueError(
+            f"model {name!r} has {fields[position_key]} positions ({position_key}) but "
+            f"data.sequence_length is {sequence_length}; shorten it or override {position_key}"
+        )
+    fields["bos_token_id"] = fields["eos_token_id"] = end_of_text_id
+    return fields
+
+
+def _base_fields(name: str) -> dict[str, Any]:
+    if name in _GPT2_SHAPES:
+        return _gpt2(*_GPT2_SHAPES[name])
+    if name in _LLAMA_SHAPES:
+        return _llama(*_LLAMA_SHAPES[name])
+    path = Path(name)
+    if path.is_dir():
+        path = path / "config.json"
+    if not path.is_file():
+        path = _hub_config(name)
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"model config {path} is not valid JSON: {error}") from error
+    if not isinstance(fields, dict) or "model_type" not in fields:
+        raise ValueError(f"model config {path} has no 'model_type'; expected a transformers config")
+    if "auto_map" in fields:
+        raise ValueError(
+            f"model {name!r} needs code from its repository (auto_map), and remote code is never "
+            "run; use a model that transformers itself knows"
+        )
+    return fields
+
+
+def _hub_config(name: str) -> Path:
+    from huggingface_hub import hf_hub_download  # heavy, and only this case needs it
+
+    try:
+        return Path(hf_hub_download(name, "config.json"))
+    except Exception as error:
+        near = get_close_matches(name, SHORT_NAMES, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ValueError(
+            f"model {name!r} is no short name ({', '.join(SHORT_NAMES)}), no local config, and the "
+            f"hub did not give it ({type(error).__name__}); {hint}check model.name"
+        ) from error
+
+
+def _fit_vocabulary(fields: dict[str, Any], name: str, vocab_size: int) -> None:
+    if fields.setdefault("vocab_size", vocab_size) < vocab_size:
+        raise ValueError(
+            f"model {name!r} has a vocabulary of {fields['vocab_size']} but the data's tokenizer "
+            f"has {vocab_size} tokens; override vocab_size or prepare with a smaller tokenizer"
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSize:
+    """Counts of one model.
+
+    Attributes:
+        parameters: all trainable parameters, tied ones once.
+        matrix_parameters: those that multiply every token (no position or input embeddings).
+        flops_per_token: training FLOPs a token, forward and backward.
+    """
+
+    parameters: int
+    matrix_parameters: int
+    flops_per_token: float
+
+
+def model_size(fields: Mapping[str, Any], sequence_length: int) -> ModelSize:
+    """Count a model from its config: exact for gpt2 and llama, close for their relatives."""
+    if fields["model_type"] == "gpt2":
+        layers, width = fields["n_layer"], fields["n_embd"]
+        inner = fields.get("n_inner") or 4 * width
+        block_matrices = 4 * width**2 + 2 * width * inner
+        block_vectors = 9 * width + inner
+        positions = fields["n_positions"] * width
+        final_norm = 2 * width
+    else:
+        layers, width = fields["num_hidden_layers"], fields["hidden_size"]
+        heads = fields["num_attention_heads"]
+        kv_heads = fields.get("num_key_value_heads") or heads
+        head_width = fields.get("head_dim") or width // heads
+        attention = 2 * width * head_width * (heads + kv_heads)
+        block_matrices = attention + 3 * width * fields["intermediate_size"]
+        block_vectors, positions, final_norm = 2 * width, 0, width
+    embeddings = fields["vocab_size"] * width
+    matrices = layers * block_matrices + embeddings
+    tied = fields.get("tie_word_embeddings", True)
+    total = matrices + layers * block_vectors + positions + final_norm + (0 if tied else embeddings)
+    flops = 6.0 * matrices + 12.0 * layers * width * sequence_length
+    return ModelSize(parameters=total, matrix_parameters=matrices, flops_per_token=flops)

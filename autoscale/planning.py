@@ -1,0 +1,217 @@
+"""From an experiment to its runs: the specs of all probe and target runs, without running any.
+
+Everything that can be wrong with an experiment and its data is found here, before compute is spent.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .config import BudgetConfig, ExperimentConfig
+from .deepspeed_file import load_deepspeed_file
+from .execution import Execution
+from .manifest import Manifest
+from .mixture import Mixture, largest_remainder
+from .model_shape import resolve_model
+from .probes import ProbeRun, design_probes
+from .runs import RunSpec, RunStore
+from .shards import TokenWindows
+from .token_count import format_token_count
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedProbe:
+    """A probe run of one budget with its spec."""
+
+    token_budget: int
+    probe: ProbeRun
+    spec: RunSpec
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PlannedTarget:
+    """A target run: the mixture called `mixture` under one seed."""
+
+    mixture: str
+    seed: int
+    spec: RunSpec
+
+
+class Experiment:
+    """A checked experiment: its config with the data that it names.
+
+    Raises:
+        ValueError: the data, the model or the DeepSpeed file do not fit the config.
+    """
+
+    def __init__(self, config: ExperimentConfig) -> None:
+        self.config = config
+        self.manifest = Manifest.load(config.manifest_path)
+        self.manifest.check()
+        self.store = RunStore(root=Path(config.output_dir) / "runs")
+        self.domains = self._select_domains()
+        self.deepspeed = load_deepspeed_file(config.trainer.deepspeed)
+        self.model = resolve_model(
+            config.model.name,
+            config.model.overrides,
+            vocab_size=self.manifest.tokenizer.vocab_size,
+            end_of_text_id=self.manifest.tokenizer.end_of_text_id,
+            sequence_length=config.data.sequence_length,
+        )
+        self.num_windows = [self._count_windows(name, "train") for name in self.domains]
+        for name in self.domains:
+            self._count_windows(name, "validation")
+        self.available_tokens = [count * config.data.sequence_length for count in self.num_windows]
+        self.reference = config.reference_mixture(self.domains, self.available_tokens)
+
+    def _select_domains(self) -> tuple[str, ...]:
+        wanted = self.config.data.domains or self.manifest.domain_names
+        for name in wanted:
+            self.manifest.domain(name)
+        if len(wanted) < 2:
+            raise ValueError(
+                f"a mixture needs at least two domains; {self.config.manifest_path} gives "
+                f"{', '.join(wanted)}"
+            )
+        return tuple(wanted)
+
+    def _count_windows(self, name: str, split: str) -> int:
+        shards = getattr(self.manifest.domain(name), split)
+        windows = TokenWindows(
+            [self.manifest.root / shard.path for shard in shards],
+            sequence_length=self.config.data.sequence_length,
+            dtype=self.manifest.dtype,
+        )
+        return len(windows)
+
+    def probes(self) -> list[PlannedProbe]:
+        """All probe runs, budget by budget."""
+        planned = []
+        for budget in self.config.probe.budgets:
+            batch = self._sequences_per_batch(budget)
+            for probe in design_probes(
+                self.reference,
+                num_sequences=budget.tokens // self.config.data.sequence_length,
+                sequences_per_batch=batch,
+                factors=self.config.probe.factors,
+                fixed_budget=self.config.probe.fixed_budget,
+                seed=self.config.seed,
+                reference_seeds=self.config.probe.reference_seeds,
+            ):
+                label = f"probe-{format_token_count(budget.tokens)}-{probe.label}"
+                points = self.config.evaluation.probe_points
+                spec = self._spec(label, probe.sequences, probe.seed, budget, points)
+                planned.append(PlannedProbe(token_budget=budget.tokens, probe=probe, spec=spec))
+        return planned
+
+    def targets(self, mixtures: Mapping[str, Mixture]) -> list[PlannedTarget]:
+        """The target runs of these mixtures, every mixture under every seed."""
+        budget = self.config.train.budget
+        batch = self._sequences_per_batch(budget)
+        num_sequences = (
+            max(1, round(budget.tokens / (batch * self.config.data.sequence_length))) * batch
+        )
+        planned = []
+        for name, mixture in mixtures.items():
+            weights = mixture.reordered(self.domains).as_array()
+            sequences = tuple(largest_remainder(weights, num_sequences).tolist())
+            for seed in self.config.train_seeds:
+                label = f"train-{format_token_count(budget.tokens)}-{name}-seed{seed}"
+                points = self.config.evaluation.points
+                spec = self._spec(label, sequences, seed, budget, points)
+                planned.append(PlannedTarget(mixture=name, seed=seed, spec=spec))
+        return planned
+
+    def baselines(self, alternatives: Mapping[str, Mapping[str, float]]) -> dict[str, Mixture]:
+        """The baselines' mixtures; `alternatives` are the projections' weights by kind."""
+        mixtures = {}
+        for baseline in self.config.train.baselines:
+            if baseline.weights is not None:
+                mixture = self.mixture(baseline.weights)
+            elif baseline.name == "uniform":
+                mixture = Mixture.uniform(self.domains)
+            elif baseline.name == "natural":
+                mixture = Mixture.natural(self.domains, self.available_tokens)
+            elif baseline.name == "reference":
+                mixture = self.reference
+            else:
+                mixture = self.mixture(alternatives[baseline.name])
+            mixtures[baseline.name] = mixture
+        return mixtures
+
+    def mixture(self, weights: Mapping[str, float]) -> Mixture:
+        """A mixture of this experiment's domains, in their order."""
+        return Mixture.from_mapping(weights).reordered(self.domains)
+
+    def execution(self, spec: RunSpec, *, export: bool) -> Execution:
+        """How to execute a run of this experiment."""
+        trainer = self.config.trainer
+        folder = self.store.folder(spec)
+        return Execution(
+            manifest=str(self.config.manifest_path),
+            folder=str(folder),
+            deepspeed=self.deepspeed,
+            micro_batch_size=trainer.micro_batch_size,
+            activation_checkpointing=trainer.activation_checkpointing,
+            checkpoints=trainer.checkpoints,
+            peak_tflops=trainer.peak_tflops,
+            export=str(folder / "model") if export else None,
+        )
+
+    def _sequences_per_batch(self, budget: BudgetConfig) -> int:
+        batch = budget.global_batch_tokens or self.config.trainer.global_batch_tokens
+        return batch // self.config.data.sequence_length
+
+    def _spec(
+        self,
+        label: str,
+        sequences: Sequence[int],
+        seed: int,
+        budget: BudgetConfig,
+        evaluations: int,
+    ) -> RunSpec:
+        self._check_epochs(label, sequences)
+        return RunSpec(
+            label=label,
+            domains=self.domains,
+            sequences=tuple(sequences),
+            sequence_length=self.config.data.sequence_length,
+            seed=seed,
+            model=self.model,
+            optimisation=self._optimisation(budget),
+            evaluation={
+                "domains": list(self.domains),
+                "sequences_per_domain": self.config.evaluation.sequences_per_domain,
+                "points": evaluations,
+            },
+            data=self.manifest.fingerprint,
+        )
+
+    def _optimisation(self, budget: BudgetConfig) -> dict[str, Any]:
+        trainer = self.config.trainer
+        warmup = budget.warmup_fraction
+        return {
+            "sequences_per_batch": self._sequences_per_batch(budget),
+            "lr": budget.lr or trainer.lr,
+            "warmup_fraction": trainer.warmup_fraction if warmup is None else warmup,
+            **trainer.model_dump(
+                include={
+                    "min_lr_ratio", "schedule", "decay_fraction", "betas", "eps",
+                    "weight_decay", "grad_clip", "precision",
+                }
+            ),
+        }  # fmt: skip
+
+    def _check_epochs(self, label: str, sequences: Sequence[int]) -> None:
+        limit = self.config.data.max_epochs
+        for name, wanted, available in zip(self.domains, sequences, self.num_windows, strict=True):
+            # Rounding a weight at its cap to whole sequences may add less than one.
+            if wanted >= limit * available + 1:
+                length = self.config.data.sequence_length
+                raise ValueError(
+                    f"run {label!r} needs {wanted * length:_} tokens of domain {name!r}, which has "
+                    f"{available * length:_}: {wanted / available:.2f} epochs, but "
+                    f"data.max_epochs is {limit:g}; allow more repetition, prepare more text, or "
+                    "lower the budget"
+                )

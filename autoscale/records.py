@@ -1,0 +1,52 @@
+"""Artifacts on disk: JSON with a kind and a schema version, written whole or not at all."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+SCHEMA_VERSION = 1
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write through a temporary name and `os.replace`, so that readers never see half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    return path
+
+
+def write_json(path: Path, kind: str, payload: Mapping[str, Any]) -> Path:
+    """Write one artifact; NaN and infinity are refused, since JSON has no word for them."""
+    document = {"kind": kind, "schema_version": SCHEMA_VERSION, **payload}
+    return write_text(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, kind: str) -> dict[str, Any]:
+    """Read one artifact.
+
+    Raises:
+        ValueError: the file is missing, is no JSON, is of another kind, or of another schema
+            version than this version of autoscale reads.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; expected the {kind} written by an earlier step")
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not readable JSON ({error}); write it again") from error
+    found = document.get("kind") if isinstance(document, dict) else None
+    if found != kind:
+        raise ValueError(f"{path} is of kind {found!r}; expected {kind!r}")
+    version = document.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise ValueError(
+            f"{path} ({kind}) has schema version {version!r}; this version of autoscale reads "
+            f"{SCHEMA_VERSION}: use the version that wrote it, or write it again"
+        )
+    return document

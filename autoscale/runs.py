@@ -1,0 +1,207 @@
+"""Runs: what one is (`RunSpec`), what it gave (`RunResult`), and where both lie (`RunStore`).
+
+The identity of a run is a hash of everything that changes its loss and of nothing else, so that a
+finished run is never run again, whatever the label, the world size or the folder.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+from .records import read_json, write_json
+
+Status = Literal["finished", "failed", "interrupted", "waiting"]
+_IDENTITY_VERSION = 1  # raise it when the same spec would give another loss
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunSpec:
+    """Everything that determines the losses of one training run.
+
+    Attributes:
+        label: readable name, e.g. `probe-300M-arxiv-up3`; no part of the identity.
+        domains: names, in the order of `sequences`.
+        sequences: windows drawn of each domain over the run; the sum is a whole number of batches.
+        sequence_length: tokens a window.
+        seed: of the initialisation and of the window order.
+        model: fields of the transformers config.
+        optimisation: rate, schedule, AdamW, clipping, sequences a batch, precision.
+        evaluation: validation windows and evaluation points.
+        data: fingerprint of the shards.
+    """
+
+    label: str
+    domains: tuple[str, ...]
+    sequences: tuple[int, ...]
+    sequence_length: int
+    seed: int
+    model: Mapping[str, Any]
+    optimisation: Mapping[str, Any]
+    evaluation: Mapping[str, Any]
+    data: str
+
+    def __post_init__(self) -> None:
+        assert len(self.domains) == len(self.sequences)
+        assert sum(self.sequences) % self.sequences_per_batch == 0, self
+
+    @property
+    def sequences_per_batch(self) -> int:
+        return int(self.optimisation["sequences_per_batch"])
+
+    @property
+    def num_steps(self) -> int:
+        return sum(self.sequences) // self.sequences_per_batch
+
+    @property
+    def tokens_per_batch(self) -> int:
+        return self.sequences_per_batch * self.sequence_length
+
+    @property
+    def tokens(self) -> dict[str, int]:
+        """Tokens that the run draws of each domain."""
+        return {
+            name: count * self.sequence_length
+            for name, count in zip(self.domains, self.sequences, strict=True)
+        }
+
+    @property
+    def total_tokens(self) -> int:
+        return sum(self.sequences) * self.sequence_length
+
+    @property
+    def identity(self) -> str:
+        """Twelve hexadecimal digits."""
+        content = self.to_dict() | {"identity_version": _IDENTITY_VERSION}
+        del content["label"]
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+    @property
+    def run_id(self) -> str:
+        return f"{self.label}-{self.identity}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Self:
+        tuples = {key: tuple(content[key]) for key in ("domains", "sequences")}
+        return cls(**{**content, **tuples})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """Validation losses at one moment of a run, nats a token."""
+
+    tokens: int
+    losses: Mapping[str, float]
+    mean_loss: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunResult:
+    """What a finished run gave; tokens are those realised, not those asked for."""
+
+    spec: RunSpec
+    tokens: Mapping[str, int]
+    epochs: Mapping[str, float]
+    evaluations: tuple[Evaluation, ...]
+    seconds: float
+    tokens_per_second: float
+    mfu: float | None
+    flops: float
+    world_size: int
+    device: str
+    versions: Mapping[str, str]
+    commit: str | None
+    started_at: str
+    finished_at: str
+
+    @property
+    def final_losses(self) -> Mapping[str, float]:
+        return self.evaluations[-1].losses
+
+    @property
+    def final_mean_loss(self) -> float:
+        return self.evaluations[-1].mean_loss
+
+    @property
+    def total_tokens(self) -> int:
+        return sum(self.tokens.values())
+
+    def save(self, folder: Path) -> Path:
+        content = asdict(self) | {"spec": self.spec.to_dict()}
+        derived = {
+            "run_id": folder.name,
+            "final_losses": self.final_losses,
+            "final_mean_loss": self.final_mean_loss,
+        }
+        return write_json(folder / "result.json", "result", {**derived, **content})
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        content = read_json(folder / "result.json", "result")
+        for derived in ("kind", "schema_version", "run_id", "final_losses", "final_mean_loss"):
+            content.pop(derived, None)
+        content["spec"] = RunSpec.from_dict(content["spec"])
+        content["evaluations"] = tuple(Evaluation(**item) for item in content["evaluations"])
+        return cls(**content)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunFailure:
+    """Why a run has no result. A diverged run would diverge again; a crashed one may not."""
+
+    reason: Literal["diverged", "crashed"]
+    message: str
+
+    def save(self, folder: Path) -> Path:
+        return write_json(folder / "failed.json", "failure", asdict(self))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunStore:
+    """The runs of one experiment, one folder each; state is what the folders hold."""
+
+    root: Path
+    _folders: dict[str, Path] = field(default_factory=dict, repr=False, compare=False)
+
+    def folder(self, spec: RunSpec) -> Path:
+        """Where the run lies, under whatever label it was first started."""
+        known = self._folders.get(spec.identity)
+        if known is None or not known.is_dir():
+            matches = sorted(self.root.glob(f"*-{spec.identity}"))
+            known = matches[0] if matches else self.root / spec.run_id
+            self._folders[spec.identity] = known
+        return known
+
+    def status(self, spec: RunSpec) -> Status:
+        folder = self.folder(spec)
+        if (folder / "result.json").is_file():
+            return "finished"
+        if (folder / "failed.json").is_file():
+            return "failed"
+        return "interrupted" if (folder / "spec.json").is_file() else "waiting"
+
+    def result(self, spec: RunSpec) -> RunResult:
+        return RunResult.load(self.folder(spec))
+
+    def failure(self, spec: RunSpec) -> RunFailure:
+        content = read_json(self.folder(spec) / "failed.json", "failure")
+        return RunFailure(reason=content["reason"], message=content["message"])
+
+    def start(self, spec: RunSpec) -> Path:
+        """Make the folder and record what is run; a record of an earlier failure is removed."""
+        folder = self.folder(spec)
+        write_json(folder / "spec.json", "spec", {"run_id": folder.name, "spec": spec.to_dict()})
+        (folder / "failed.json").unlink(missing_ok=True)
+        return folder
+
+    def forget_progress(self, spec: RunSpec) -> None:
+        """Delete what an unfinished run left, so that it starts from its first step."""
+        if self.status(spec) in ("failed", "interrupted"):
+            shutil.rmtree(self.folder(spec))

@@ -1,0 +1,324 @@
+"""The mixture order: which window of which domain stands at a global sample position.
+
+A run is a list of stages; a stage draws a whole number of windows (a quota) of each domain.
+Position n becomes (domain, epoch, window) by arithmetic alone, in three steps:
+
+1.  **Domain.** The quotas of a stage are spread evenly over it (`quota_tree`), which also gives the
+    rank of this draw among those of its domain.
+2.  **Epoch.** draws before = those of earlier stages + rank; epoch = draws before // num_windows.
+3.  **Window.** A permutation keyed by (seed, domain name, epoch) of the rest of that division.
+
+So the order of the windows within a domain depends neither on the weights nor on the other
+domains, nothing has to be stored but the quotas, and a run may go on from any position at any
+world size. Ranks take contiguous slices of each global batch *after* a keyed shuffle inside it
+(`batch_positions`): the spread of step 1 is periodic, and would give a rank always the same domain.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .permutation import MAX_SIZE, KeyedPermutations, derive_key, derive_subkeys
+from .quota_tree import MAX_DRAWS, QuotaTree
+
+_ORDER_VERSION: Final = 1  # raise it when the same quotas and seed would give another order
+_CHUNK: Final = 1 << 14  # positions located at a time: the working arrays stay in the cache
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """A stretch of a run with constant weights.
+
+    Attributes:
+        quotas: windows to draw of each domain, zeros allowed; their sum is the stage's length.
+    """
+
+    quotas: tuple[int, ...]
+
+    @property
+    def num_samples(self) -> int:
+        return sum(self.quotas)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Located:
+    """What stands at each position: int64 arrays of the shape of the positions.
+
+    Attributes:
+        domain: index into the order's domains.
+        epoch: how often the domain had been drawn completely before.
+        window: index of the window within the domain.
+    """
+
+    domain: NDArray[np.int64]
+    epoch: NDArray[np.int64]
+    window: NDArray[np.int64]
+
+
+class MixtureOrder:
+    """The sequence of (domain, epoch, window) of a run, as a pure function of the position.
+
+    Args:
+        domains: distinct names, in the order of every quota.
+        num_windows: windows that each domain has.
+        seed: of the window order.
+        stages: the run's stages so far; `append_stage` adds more.
+
+    Raises:
+        ValueError: names repeat, lengths differ, or a stage asks for what a domain does not have.
+    """
+
+    def __init__(
+        self,
+        *,
+        domains: Sequence[str],
+        num_windows: Sequence[int],
+        seed: int,
+        stages: Sequence[Stage] = (),
+    ) -> None:
+        self.domains = tuple(domains)
+        self.num_windows = tuple(int(count) for count in num_windows)
+        self.seed = int(seed)
+        _check_domains(self.domains, self.num_windows)
+        self._windows = np.asarray(self.num_windows, dtype=np.int64)
+        self._permutations = KeyedPermutations(self._windows)
+        self._keys = np.array(
+            [derive_key("windows", self.seed, name) for name in self.domains], dtype=np.uint64
+        )
+        self._stages: list[_PlacedStage] = []
+        self._end = _StageEnd(position=0, draws=np.zeros(len(self.domains), dtype=np.int64))
+        for stage in stages:
+            self.append_stage(stage)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        return tuple(placed.stage for placed in self._stages)
+
+    @property
+    def num_samples(self) -> int:
+        """Length of the order: the sum of all quotas of all stages."""
+        return self._end.position
+
+    def append_stage(self, stage: Stage) -> None:
+        """Go on with other quotas after the last stage; draws and epochs are counted through."""
+        self._check_stage(stage)
+        self._stages.append(
+            _PlacedStage(stage=stage, begin=self._end, tree=QuotaTree(stage.quotas))
+        )
+        self._end = _StageEnd(
+            position=self._end.position + stage.num_samples,
+            draws=self._end.draws + np.asarray(stage.quotas, dtype=np.int64),
+        )
+
+    def locate(self, positions: NDArray[np.int64]) -> Located:
+        """What stands at the given positions, which may come in any order and span stages.
+
+        Args:
+            positions: global sample positions, any shape.
+
+        Raises:
+            ValueError: a position lies outside `[0, num_samples)`.
+        """
+        positions = np.asarray(positions)
+        if not np.issubdtype(positions.dtype, np.integer):
+            raise ValueError(f"positions are of type {positions.dtype}; expected integers")
+        flat = positions.astype(np.int64, copy=False).reshape(-1)
+        self._check_positions(flat)
+        domain, epoch, window = (np.empty(flat.shape, dtype=np.int64) for _ in range(3))
+        begins = np.array([placed.begin.position for placed in self._stages], dtype=np.int64)
+        for first in range(0, flat.size, _CHUNK):
+            part = slice(first, first + _CHUNK)
+            domain[part], draws_before = self._draw(flat[part], begins)
+            epoch[part], window[part] = self._window_of(domain[part], draws_before)
+        shape = positions.shape
+        return Located(
+            domain=domain.reshape(shape), epoch=epoch.reshape(shape), window=window.reshape(shape)
+        )
+
+    def drawn(self, position: int) -> NDArray[np.int64]:
+        """Draws of each domain among the first `position` samples, shape (num_domains,)."""
+        if not 0 <= position <= self.num_samples:
+            raise ValueError(
+                f"position {position} is outside the order's {self.num_samples} samples"
+            )
+        if position == self.num_samples:
+            return self._end.draws.copy()
+        placed = next(s for s in reversed(self._stages) if s.begin.position <= position)
+        return placed.begin.draws + placed.tree.counts(position - placed.begin.position)
+
+    def epochs(self, position: int) -> NDArray[np.float64]:
+        """How often each domain has been drawn by then, shape (num_domains,); 0 if it is empty."""
+        return self.drawn(position) / np.maximum(self._windows, 1)
+
+    def state(self) -> dict[str, Any]:
+        """Everything that determines the order, as JSON; a checkpoint adds the position."""
+        return {
+            "order_version": _ORDER_VERSION,
+            "seed": self.seed,
+            "domains": list(self.domains),
+            "num_windows": list(self.num_windows),
+            "stages": [list(stage.quotas) for stage in self.stages],
+        }
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any]) -> Self:
+        """The order that wrote `state`.
+
+        Raises:
+            ValueError: another version of autoscale wrote it, with another order.
+        """
+        version = state.get("order_version")
+        if version != _ORDER_VERSION:
+            raise ValueError(
+                f"sampler state has order version {version!r}; this version of autoscale "
+                f"continues {_ORDER_VERSION}: resume with the version that wrote it"
+            )
+        return cls(
+            domains=state["domains"],
+            num_windows=state["num_windows"],
+            seed=state["seed"],
+            stages=[Stage(quotas=tuple(quotas)) for quotas in state["stages"]],
+        )
+
+    def digest(self) -> str:
+        """sha256 of the state; ranks compare theirs before they draw."""
+        canonical = json.dumps(self.state(), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def _draw(
+        self, positions: NDArray[np.int64], begins: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The domain at each position, and how often it was drawn before."""
+        extremes = [positions.min(), positions.max()]
+        first, last = (int(n) - 1 for n in np.searchsorted(begins, extremes, side="right"))
+        if first == last:
+            return self._stages[first].locate(positions)
+        domain, draws_before = np.empty_like(positions), np.empty_like(positions)
+        stage_of = np.searchsorted(begins, positions, side="right") - 1
+        for number in range(first, last + 1):
+            here = np.flatnonzero(stage_of == number)
+            domain[here], draws_before[here] = self._stages[number].locate(positions[here])
+        return domain, draws_before
+
+    def _window_of(
+        self, domain: NDArray[np.int64], draws_before: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The epoch and the permuted window of draw number `draws_before` of each domain."""
+        num_windows = self._windows[domain]
+        epoch = draws_before // num_windows
+        key = derive_subkeys(self._keys[domain], epoch)
+        return epoch, self._permutations.apply(domain, draws_before - epoch * num_windows, key)
+
+    def _check_stage(self, stage: Stage) -> None:
+        if len(stage.quotas) != len(self.domains):
+            raise ValueError(
+                f"stage has {len(stage.quotas)} quotas; expected one for each of the "
+                f"{len(self.domains)} domains {', '.join(self.domains)}"
+            )
+        for name, quota, available in zip(
+            self.domains, stage.quotas, self.num_windows, strict=True
+        ):
+            if quota < 0:
+                raise ValueError(f"domain {name!r} has quota {quota}; expected at least 0")
+            if quota and not available:
+                raise ValueError(
+                    f"domain {name!r} has quota {quota} but no windows; give it weight 0, or "
+                    "shorten the sequences until it has some"
+                )
+        if stage.num_samples == 0:
+            raise ValueError("stage draws nothing: all quotas are 0; give one domain a quota")
+        if self.num_samples + stage.num_samples > MAX_DRAWS:
+            raise ValueError(
+                f"the stages have {self.num_samples + stage.num_samples} samples together; "
+                f"at most {MAX_DRAWS} are supported"
+            )
+
+    def _check_positions(self, positions: NDArray[np.int64]) -> None:
+        outside = positions[(positions < 0) | (positions >= self.num_samples)]
+        if outside.size:
+            raise ValueError(
+                f"position {outside[0]} is outside the order's {self.num_samples} samples; "
+                "append a stage before drawing further"
+            )
+
+
+def batch_positions(
+    *,
+    step: int | NDArray[np.int64],
+    batch_size: int,
+    rank: int,
+    world_size: int,
+    seed: int,
+) -> NDArray[np.int64]:
+    """Positions of this rank's slice of a global batch, after a keyed shuffle inside the batch.
+
+    Args:
+        step: number of the global batch, or an array of them.
+        batch_size: windows in a global batch; global batch `s` holds the positions
+            `[s * batch_size, (s + 1) * batch_size)`, whatever the world size.
+        rank: this rank, below `world_size`.
+        world_size: ranks that share the batch evenly.
+        seed: of the shuffle.
+
+    Returns:
+        Positions, shape (batch_size / world_size,), after the shape of `step` if it is an array.
+
+    Raises:
+        ValueError: the ranks do not divide the batch.
+    """
+    assert 0 <= rank < world_size, (rank, world_size)
+    if batch_size < 1 or batch_size % world_size:
+        raise ValueError(
+            f"a global batch of {batch_size} windows cannot be shared evenly by {world_size} "
+            f"ranks; choose a multiple of {world_size}"
+        )
+    share = batch_size // world_size
+    steps = np.asarray(step, dtype=np.int64)[..., None]
+    keys = derive_subkeys(np.array([derive_key("batch", seed)]), steps)
+    tickets = derive_subkeys(keys, np.arange(batch_size))
+    shuffled = np.argsort(tickets, axis=-1, kind="stable")
+    return steps * batch_size + shuffled[..., rank * share : (rank + 1) * share]
+
+
+@dataclass(frozen=True, slots=True)
+class _StageEnd:
+    """A point between stages: its position, and the draws of each domain before it."""
+
+    position: int
+    draws: NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _PlacedStage:
+    """A stage, what came before it, and its schedule."""
+
+    stage: Stage
+    begin: _StageEnd
+    tree: QuotaTree
+
+    def locate(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Domain and draws of it before, for positions inside this stage, both of shape (n,)."""
+        domain, rank = self.tree.locate(positions - self.begin.position)
+        return domain, rank + self.begin.draws[domain]
+
+
+def _check_domains(domains: tuple[str, ...], num_windows: tuple[int, ...]) -> None:
+    if not domains:
+        raise ValueError("a mixture order needs at least one domain; found none")
+    if len(num_windows) != len(domains):
+        raise ValueError(
+            f"{len(domains)} domains but {len(num_windows)} numbers of windows; give one for each"
+        )
+    repeated = sorted({name for name in domains if domains.count(name) > 1})
+    if repeated:
+        raise ValueError(f"domain {repeated[0]!r} is named more than once; names must be distinct")
+    for name, count in zip(domains, num_windows, strict=True):
+        if not 0 <= count <= MAX_SIZE:
+            raise ValueError(
+                f"domain {name!r} has {count} windows; expected between 0 and {MAX_SIZE}"
+            )

@@ -1,0 +1,211 @@
+"""Training in child processes: each run has its own processes and its own process group.
+
+A rank of the job starts one child for every run that it takes part in. A fresh child gives every
+run its own world (checkpoint barriers span just its ranks), frees all that DeepSpeed leaks when it
+ends, and keeps a crash from taking the campaign along. On CPU the children are forked from a server
+that has imported the training stack once; with GPUs they are spawned, since CUDA does not fork.
+"""
+
+import json
+import logging
+import multiprocessing
+import os
+import sys
+import threading
+import warnings
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+from .execution import Execution, Progress
+from .runs import RunFailure, RunSpec
+
+RENDEZVOUS_TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Assignment:
+    """One rank's part in one run; `master` is `host:port` of the run's first rank."""
+
+    spec: RunSpec
+    execution: Execution
+    rank: int
+    world_size: int
+    local_rank: int
+    master: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChildError:
+    """Why a child ended without finishing its part."""
+
+    message: str
+    user_mistake: bool
+
+
+class Worker:
+    """Starts the children of this rank of the job, one at a time."""
+
+    def __init__(self, *, fork: bool) -> None:
+        self._context = multiprocessing.get_context("forkserver" if fork else "spawn")
+        if fork:
+            self._context.set_forkserver_preload(["autoscale.trainer"])
+
+    def start(self, assignment: Assignment) -> "Child":
+        receiving, sending = self._context.Pipe(duplex=False)
+        process = self._context.Process(
+            target=_train_in_child, args=(assignment, sending), name=assignment.spec.run_id
+        )
+        process.start()
+        sending.close()
+        return Child(process, receiving)
+
+
+class Child:
+    """A running child, its progress and how it ended."""
+
+    def __init__(self, process: Any, connection: Connection) -> None:
+        self._process, self._connection = process, connection
+        self.progress: Progress | None = None
+        self.error: ChildError | None = None
+
+    def poll(self, seconds: float) -> bool:
+        """Wait up to `seconds` for news; True once the child has ended."""
+        ready = wait([self._connection, self._process.sentinel], timeout=seconds)
+        if self._connection in ready:
+            self._receive()
+        if self._process.sentinel not in ready:
+            return False
+        self._process.join()
+        self._receive()
+        self._connection.close()
+        if self.error is None and self._process.exitcode != 0:
+            code = self._process.exitcode
+            cause = f"signal {-code}" if code < 0 else f"exit status {code}"
+            self.error = ChildError(message=f"process ended with {cause}", user_mistake=False)
+        return True
+
+    def stop(self) -> None:
+        """End the child at once, when its parent has to leave early."""
+        if self._process.is_alive():
+            self._process.kill()
+            self._process.join()
+
+    def _receive(self) -> None:
+        try:
+            while self._connection.poll():
+                message = self._connection.recv()
+                if isinstance(message, Progress):
+                    self.progress = message
+                else:
+                    self.error = message
+        except (EOFError, OSError):
+            pass  # the child closed its end; its exit status says the rest
+
+
+def _train_in_child(assignment: Assignment, connection: Connection) -> None:
+    """Body of a child: train, and leave `result.json` or `failed.json` on the first rank."""
+    _end_with_parent()
+    folder = Path(assignment.execution.folder)
+    _log_to(folder / f"log-rank{assignment.rank}.txt")
+    from .trainer import DivergedError, train_run  # the parent must stay free of the training stack
+
+    def report(progress: Progress) -> None:
+        if assignment.rank == 0:
+            connection.send(progress)
+
+    try:
+        _join_process_group(assignment)
+        result = train_run(assignment.spec, assignment.execution, on_progress=report)
+        if assignment.rank == 0:
+            result.save(folder)
+    except DivergedError as error:
+        if assignment.rank == 0:
+            RunFailure(reason="diverged", message=str(error)).save(folder)
+    except Exception as error:
+        logging.getLogger(__name__).exception("run %s failed", assignment.spec.run_id)
+        user_mistake = isinstance(error, ValueError)
+        text = str(error) if user_mistake else f"{type(error).__name__}: {error}"
+        connection.send(ChildError(message=text, user_mistake=user_mistake))
+        connection.close()
+        _leave(1)
+    connection.close()
+    _leave(0)
+
+
+def _leave(status: int) -> None:
+    """End without the interpreter's shutdown, in which process groups can still abort."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    logging.shutdown()
+    os._exit(status)
+
+
+def _end_with_parent() -> None:
+    """A child must not outlive its job rank, however that one ended."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="end-with-parent").start()
+
+
+def _log_to(path: Path) -> None:
+    """Send all output of this process to a file of the run; the terminal belongs to rank 0."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.close(descriptor)
+    logging.basicConfig(
+        level=logging.INFO, force=True, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+    )
+    warnings.simplefilter("default")
+
+
+def _join_process_group(assignment: Assignment) -> None:
+    """Connect the ranks of this run and tell DeepSpeed about them."""
+    import torch
+    import torch.distributed as dist
+
+    host, port = assignment.master.rsplit(":", 1)
+    os.environ.update(
+        RANK=str(assignment.rank),
+        WORLD_SIZE=str(assignment.world_size),
+        LOCAL_RANK=str(assignment.local_rank),
+        MASTER_ADDR=host,
+        MASTER_PORT=port,
+    )
+    on_gpu = os.environ.get("DS_ACCELERATOR") != "cpu"
+    if on_gpu:
+        torch.cuda.set_device(assignment.local_rank)
+    else:
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        # Otherwise each start compiles a C++ extension for over a minute, and leaks shared memory.
+        from deepspeed.ops import __compatible_ops__
+
+        __compatible_ops__["deepspeed_shm_comm"] = False
+    backend = "nccl" if on_gpu else "gloo"
+    if assignment.world_size == 1:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    else:
+        dist.init_process_group(backend, timeout=RENDEZVOUS_TIMEOUT)
+    import deepspeed
+
+    deepspeed.init_distributed(dist_backend=backend, verbose=False)
+
+
+def encode_progress(label: str, progress: Progress | None) -> str:
+    """Progress of a run for the job's store."""
+    return json.dumps({"label": label, "progress": progress and asdict(progress)})
+
+
+def decode_progress(text: str) -> tuple[str, Progress | None]:
+    content = json.loads(text)
+    progress = content["progress"]
+    return content["label"], Progress(**progress) if progress else None
