@@ -16,7 +16,7 @@ help:
 	@echo "make lint     linters and types only"
 	@echo "make format   rewrite the code in the project's format"
 	@echo "make install  create .venv with AutoScale and its test tools"
-	@echo "make clean    remove .venv, caches and the demo's results"
+	@echo "make clean    remove .venv and caches; outputs/ stays"
 
 install: $(INSTALLED)
 

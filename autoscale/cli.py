@@ -31,7 +31,7 @@ app = typer.Typer(
     add_completion=False,
     help="How much of each data source, at your scale: probe, fit, project, train.",
 )
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 120)
 
 ExperimentFile = Annotated[Path, typer.Argument(help="Experiment file (TOML).")]
 Overrides = Annotated[

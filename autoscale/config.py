@@ -38,7 +38,7 @@ def _resolve_path(value: Any, info: ValidationInfo) -> Any:
     if not isinstance(value, str | Path) or str(value).startswith("hf://"):
         return value
     base = (info.context or {}).get("base", Path())
-    return str(Path(base, os.path.expanduser(os.path.expandvars(str(value)))))
+    return os.path.normpath(Path(base, os.path.expanduser(os.path.expandvars(str(value)))))
 
 
 def _resolve_path_or_name(value: Any, info: ValidationInfo) -> Any:

@@ -7,8 +7,10 @@ from numpy.typing import NDArray
 
 from .manifest import Manifest
 from .runs import RunSpec
-from .sampler import MixtureOrder, Stage, batch_positions
+from .sampler import Located, MixtureOrder, Stage, batch_positions
 from .shards import TokenWindows
+
+PLANNED_STEPS = 256
 
 # B sequences of this rank's batch, T sequence length, K domains
 
@@ -34,22 +36,40 @@ class BatchStream:
         )
         self._spec = spec
         self._rank, self._world_size = rank, world_size
+        self._planned_from = -1
+        self._planned: tuple[Located, ...] = ()
 
     def batch(self, step: int) -> NDArray[np.int64]:
         """Tokens of this rank's share of global batch `step`, shape (B, T + 1)."""
-        positions_B = batch_positions(
-            step=step,
-            batch_size=self._spec.sequences_per_batch,
-            rank=self._rank,
-            world_size=self._world_size,
-            seed=self._spec.seed,
-        )
-        located = self.order.locate(positions_B)
-        tokens_BT = np.empty((len(positions_B), self._spec.sequence_length + 1), dtype=np.int64)
+        located = self._locate(step)
+        shape = (len(located.domain), self._spec.sequence_length + 1)
+        tokens_BT = np.empty(shape, dtype=np.int64)
         for domain in np.unique(located.domain):
             rows = np.flatnonzero(located.domain == domain)
             tokens_BT[rows] = self._windows_K[domain].gather(located.window[rows])
         return tokens_BT
+
+    def _locate(self, step: int) -> Located:
+        """The windows of one step; many steps are planned at once, since numpy calls are dear."""
+        offset = step - self._planned_from
+        if not 0 <= offset < len(self._planned):
+            steps = np.arange(step, min(step + PLANNED_STEPS, self._spec.num_steps))
+            positions = batch_positions(
+                step=steps,
+                batch_size=self._spec.sequences_per_batch,
+                rank=self._rank,
+                world_size=self._world_size,
+                seed=self._spec.seed,
+            )
+            every = self.order.locate(positions)
+            self._planned_from, offset = step, 0
+            self._planned = tuple(
+                Located(domain=domain, epoch=epoch, window=window)
+                for domain, epoch, window in zip(
+                    every.domain, every.epoch, every.window, strict=True
+                )
+            )
+        return self._planned[offset]
 
 
 def validation_windows(

@@ -175,8 +175,10 @@ def _fitted_curve(summary: Summary, name: str, limits: tuple[float, float]) -> F
     low, high = min(factors, default=1 / 3), max(factors, default=3.0)
     x = np.geomspace(min(low, 1) / 1.25, max(high, 1) * 1.25, 60)
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(2.75, 2.15), layout="constrained")
-        axes = figure.subplots()
+        figure = Figure(figsize=(2.75, 2.15))
+        axes = figure.subplots(
+            gridspec_kw={"left": 0.21, "right": 0.98, "bottom": 0.12, "top": 0.89}
+        )
         axes.axhline(0, color=INK, linewidth=0.7)
         for index, budget in enumerate(budgets):
             last = index == len(budgets) - 1

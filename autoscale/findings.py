@@ -105,7 +105,7 @@ def _about_targets(summary: Summary) -> Iterator[str]:
         what = (
             "mean perplexity" if objective["kind"] == "mean_perplexity" else "a weighted mean loss"
         )
-        yield (f"The mixture was chosen for {what}; runs are compared by their plain mean loss.")
+        yield f"The mixture was chosen for {what}; runs are compared by their plain mean loss."
 
 
 def _about_fit(summary: Summary) -> Iterator[str]:
@@ -142,8 +142,8 @@ def _about_fit(summary: Summary) -> Iterator[str]:
         for key, word in (("at_lower", "lower"), ("at_upper", "upper")):
             if solution[key]:
                 yield (
-                    f"At {where} the optimal weight of {_listed(solution[key])} rests on its {word} "
-                    "bound: the bound chose it, not the fit."
+                    f"At {where} the optimal weight of {_listed(solution[key])} rests on its "
+                    f"{word} bound: the bound chose it, not the fit."
                 )
 
 

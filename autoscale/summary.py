@@ -3,24 +3,20 @@
 The dict is plain JSON: `report.json` is this dict, and the page, the figures and the tables on the
 terminal show nothing that is not in it. It works at any moment of an experiment: what has not been
 done is None, and `missing` says which command makes it.
-
-Tokens saved compare a curve with the end of another. The learning rate of a run decays towards its
-own end, so a curve read in its middle is higher than a run that ends there: a low estimate.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 import numpy as np
 
-from . import comparison
 from .config import ExperimentConfig
-from .findings import verdict_sentence, warnings
+from .findings import warnings
 from .model_shape import model_size
 from .objective import Objective
+from .outcomes import is_finished, mixture_rows, targets_section
 from .planning import Experiment, PlannedTarget
 from .projection import full_projection, project
 from .records import read_json
@@ -30,7 +26,6 @@ from .stages import artifact, target_mixtures
 from .token_count import format_token_count
 
 PATH_POINTS = 33
-CONFIDENCE = 0.9
 EXPERIMENT_FILE = "experiment.toml"  # results do not know what theirs was called
 
 
@@ -49,7 +44,9 @@ def summarise(config: ExperimentConfig) -> dict[str, Any]:
     mixtures = target_mixtures(experiment) if mixture is not None else {}
     targets = experiment.targets(mixtures)
     runs = _run_rows(experiment, targets)
-    results = {row["run_id"]: experiment.store.result(spec) for row, spec in runs if _done(row)}
+    results = {
+        row["run_id"]: experiment.store.result(spec) for row, spec in runs if is_finished(row)
+    }
     rows = [row for row, _ in runs]
     summary: dict[str, Any] = {
         "name": config.name,
@@ -58,8 +55,8 @@ def summarise(config: ExperimentConfig) -> dict[str, Any]:
         "data": _data_section(experiment),
         "fit": fit,
         "projection": mixture and _projection_section(mixture, fit, experiment),
-        "mixtures": _mixture_rows(experiment, mixtures, rows, results),
-        "targets": _targets_section(experiment, rows, results),
+        "mixtures": mixture_rows(experiment, mixtures, rows, results),
+        "targets": targets_section(experiment, rows, results),
         "runs": rows,
         "costs": _costs(rows),
         "provenance": _provenance(results.values()),
@@ -105,7 +102,7 @@ def _missing_runs(rows: Sequence[Mapping[str, Any]], has_mixture: bool) -> list[
     missing = []
     for stage, name in (("probe", "probe runs"), ("train", "target runs")):
         planned = [row for row in rows if row["stage"] == stage]
-        left = [row for row in planned if not _done(row)]
+        left = [row for row in planned if not is_finished(row)]
         if stage == "train" and not has_mixture:
             why = "the mixture of the target run is not known yet"
         elif left:
@@ -116,10 +113,6 @@ def _missing_runs(rows: Sequence[Mapping[str, Any]], has_mixture: bool) -> list[
             {"section": name, "command": f"autoscale {stage} {EXPERIMENT_FILE}", "why": why}
         )
     return missing
-
-
-def _done(row: Mapping[str, Any]) -> bool:
-    return bool(row["status"] == "finished")
 
 
 def _experiment_section(experiment: Experiment) -> dict[str, Any]:
@@ -298,194 +291,16 @@ def _result_fields(result: RunResult) -> dict[str, Any]:
     }
 
 
-def _mixture_rows(
-    experiment: Experiment,
-    mixtures: Mapping[str, Any],
-    rows: Sequence[Mapping[str, Any]],
-    results: Mapping[str, RunResult],
-) -> list[dict[str, Any]]:
-    """Each mixture of the target runs with what its finished runs gave, on average over seeds."""
-    objective = Objective.create(
-        experiment.config.fit.objective,
-        experiment.domains,
-        experiment.config.fit.objective_weights,
-    )
-    listed = []
-    for name, mixture in mixtures.items():
-        of_mixture = [row for row in rows if row["mixture"] == name]
-        done = [results[row["run_id"]] for row in of_mixture if _done(row)]
-        entry: dict[str, Any] = {
-            "name": name,
-            "weights": mixture.to_dict(),
-            "seeds": [result.spec.seed for result in done],
-            "num_planned": len(of_mixture),
-        }
-        if done:
-            loss = fmean(result.final_mean_loss for result in done)
-            entry |= {
-                "final_mean_loss": loss,
-                "perplexity": math.exp(loss),
-                "objective": fmean(objective.value(result.final_losses) for result in done),
-                "tokens": dict(done[0].tokens),
-                "epochs": dict(done[0].epochs),
-                "domains": _domain_losses(done, experiment),
-                "curve": _curve(done),
-            }
-        listed.append(entry)
-    return listed
-
-
-def _domain_losses(done: Sequence[RunResult], experiment: Experiment) -> dict[str, Any]:
-    table = {}
-    for name in experiment.domains:
-        losses = [result.final_losses[name] for result in done]
-        loss = fmean(losses)
-        table[name] = {
-            "loss": loss,
-            "perplexity": math.exp(loss),
-            "bits_per_byte": loss / math.log(2) / experiment.manifest.bytes_per_token(name),
-        }
-    return table
-
-
-def _curve(done: Sequence[RunResult]) -> dict[str, Any]:
-    """Mean and range over seeds of the loss, at the token counts that all of them evaluated."""
-    by_seed = [{e.tokens: e.mean_loss for e in result.evaluations} for result in done]
-    common = sorted(set.intersection(*(set(seed) for seed in by_seed)) - {0})
-    losses = [[seed[tokens] for seed in by_seed] for tokens in common]
-    return {
-        "tokens": common,
-        "mean": [fmean(values) for values in losses],
-        "low": [min(values) for values in losses],
-        "high": [max(values) for values in losses],
-    }
-
-
-def _targets_section(
-    experiment: Experiment, rows: Sequence[Mapping[str, Any]], results: Mapping[str, RunResult]
-) -> dict[str, Any] | None:
-    done = [row for row in rows if row["stage"] == "train" and _done(row)]
-    if not done:
-        return None
-    noise = _seed_noise(experiment, rows)
-    baselines = [baseline.name for baseline in experiment.config.train.baselines]
-    compared = (_compare(name, done, results, noise) for name in baselines)
-    return {
-        "token_budget": experiment.config.train.budget.tokens,
-        "seed_noise": noise,
-        "comparisons": [entry for entry in compared if entry is not None],
-    }
-
-
-def _seed_noise(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Noise of the final mean loss between seeds: of the target runs, else of the probe runs."""
-    largest = max(budget.tokens for budget in experiment.config.probe.budgets)
-    references = {
-        planned.spec.label
-        for planned in experiment.probes()
-        if planned.probe.domain is None and planned.token_budget == largest
-    }
-    finished = [row for row in rows if _done(row)]
-    targets = {row["run_id"]: row for row in finished if row["stage"] == "train"}.values()
-    groups: dict[str, dict[str, list[float]]] = {
-        "target runs": {},
-        f"reference probe runs at {format_token_count(largest)}": {
-            "reference": [r["final_mean_loss"] for r in finished if r["label"] in references]
-        },
-    }
-    for row in targets:
-        groups["target runs"].setdefault(row["mixture"], []).append(row["final_mean_loss"])
-    for source, by_name in groups.items():
-        values = list(by_name.values())
-        sd = comparison.pooled_seed_noise(values)
-        if sd is not None:
-            degrees = sum(len(group) - 1 for group in values)
-            difference = math.sqrt(2) * sd
-            return {
-                "sd": sd,
-                "difference": difference,
-                "source": source,
-                "degrees_of_freedom": degrees,
-            }
-    return {"sd": None, "difference": None, "source": None, "degrees_of_freedom": 0}
-
-
-def _compare(
-    baseline: str,
-    done: Sequence[Mapping[str, Any]],
-    results: Mapping[str, RunResult],
-    noise: Mapping[str, Any],
-) -> dict[str, Any] | None:
-    """The AutoScale mixture against one baseline, over the seeds that both have finished."""
-    ours, theirs = (
-        {row["seed"]: row["run_id"] for row in done if row["mixture"] == name}
-        for name in ("autoscale", baseline)
-    )
-    seeds = [seed for seed in ours if seed in theirs]
-    if not seeds:
-        return None
-    pairs = [(results[ours[seed]], results[theirs[seed]]) for seed in seeds]
-    difference = comparison.paired_difference(
-        [a.final_mean_loss for a, _ in pairs],
-        [b.final_mean_loss for _, b in pairs],
-        confidence=CONFIDENCE,
-        noise=noise["sd"],
-    )
-    by_seed = [_savings(seed, *pair) for seed, pair in zip(seeds, pairs, strict=True)]
-    reached = [entry for entry in by_seed if entry["reached"]]
-    everywhere = len(reached) == len(by_seed)
-    entry: dict[str, Any] = {
-        "baseline": baseline,
-        "same_runs": all(ours[seed] == theirs[seed] for seed in seeds),
-        "seeds": seeds,
-        "difference": difference.mean,
-        "low": difference.low,
-        "high": difference.high,
-        "standard_error": difference.standard_error,
-        "confidence": difference.confidence,
-        "verdict": difference.verdict,
-        "noise": noise["sd"],
-        "noise_source": noise["source"],
-        "num_reached": len(reached),
-        "tokens_saved": fmean(e["tokens_saved"] for e in reached) if everywhere else None,
-        "speed_up": fmean(e["speed_up"] for e in reached) if everywhere else None,
-        "by_seed": by_seed,
-        "domains": {
-            name: fmean(a.final_losses[name] - b.final_losses[name] for a, b in pairs)
-            for name in pairs[0][0].final_losses
-        },
-    }
-    return {**entry, "sentence": verdict_sentence(entry)}
-
-
-def _savings(seed: int, ours: RunResult, theirs: RunResult) -> dict[str, Any]:
-    seen = [evaluation for evaluation in ours.evaluations if evaluation.tokens > 0]
-    saved = comparison.savings(
-        [evaluation.tokens for evaluation in seen],
-        [evaluation.mean_loss for evaluation in seen],
-        baseline_tokens=theirs.evaluations[-1].tokens,
-        baseline_final_loss=theirs.final_mean_loss,
-    )
-    return {
-        "seed": seed,
-        "difference": ours.final_mean_loss - theirs.final_mean_loss,
-        "reached": saved.reached,
-        "tokens": saved.tokens,
-        "tokens_saved": saved.tokens_saved,
-        "speed_up": saved.speed_up,
-    }
-
-
 def _costs(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What finished runs took; a run that serves two mixtures counts once."""
-    finished = {row["run_id"]: row for row in rows if _done(row)}
-    target = [row for row in rows if row["mixture"] == "autoscale" and _done(row)]
+    finished = {row["run_id"]: row for row in rows if is_finished(row)}
+    target = [row for row in rows if row["mixture"] == "autoscale" and is_finished(row)]
     costs: dict[str, Any] = {
         "probe": _cost([row for row in finished.values() if row["stage"] == "probe"]),
         "train": _cost([row for row in finished.values() if row["stage"] == "train"]),
         "target_run": _cost(target[:1]),
     }
-    probes_done = all(_done(row) for row in rows if row["stage"] == "probe")
+    probes_done = all(is_finished(row) for row in rows if row["stage"] == "probe")
     share = costs["probe"]["flops"] / costs["target_run"]["flops"] if target else None
     return {**costs, "probe_share": share if probes_done else None}
 
@@ -531,7 +346,7 @@ def _provenance(results: Iterable[RunResult]) -> dict[str, Any]:
 
 def _commands(config: ExperimentConfig, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     name = EXPERIMENT_FILE
-    ranks = max((row["world_size"] for row in rows if _done(row)), default=1)
+    ranks = max((row["world_size"] for row in rows if is_finished(row)), default=1)
     commands = [{"what": "everything in one job", "command": f"launch/local.sh {name} {ranks}"}]
     steps = {
         "prepare": "text to tokenized shards",

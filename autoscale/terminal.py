@@ -17,7 +17,6 @@ from .findings import signed
 from .progress import format_seconds
 from .token_count import format_token_count, round_token_count
 
-WIDTH = 100
 MAX_MIXTURES = 6  # columns of weights
 _STATUS_STYLE = {"finished": "green", "failed": "bold red", "interrupted": "yellow"}
 _VERDICT_STYLE = {"better": "green", "worse": "red", "not distinguishable": "yellow"}
@@ -130,7 +129,7 @@ def _noise_line(summary: Mapping[str, Any]) -> Text:
         return Text("Noise between seeds: unknown, no run was repeated under another seed.")
     return Text(
         f"Noise between seeds: {noise['sd']:.4f} nats (standard deviation of one run, from the "
-        f"{noise['source']}); two runs differ by chance by {noise['difference']:.4f}."
+        f"{noise['source']}), {noise['difference']:.4f} for the difference of two."
     )
 
 
@@ -161,14 +160,15 @@ def plan_table(plan: Mapping[str, Any]) -> RenderableType:
                 _status(row["status"]),
             )
         runs.add_section()
-    return _limited([Text(heading, style="bold"), runs, _totals_table(plan)])
+    basis = Text(f"Rate of a device: {plan['cost_basis']}.", style="dim")
+    return _limited([Text(heading, style="bold"), runs, _totals_table(plan), basis])
 
 
 def _most_repeated(most: Mapping[str, Any] | None) -> str:
     return "" if most is None else f"{most['domain']} {most['epochs']:.2f} epochs"
 
 
-def _totals_table(plan: Mapping[str, Any]) -> RenderableType:
+def _totals_table(plan: Mapping[str, Any]) -> Table:
     totals = _table()
     totals.add_column("stage")
     for column in ("runs", "tokens", "FLOPs", "runs left", "tokens left", "device time left"):
@@ -184,7 +184,7 @@ def _totals_table(plan: Mapping[str, Any]) -> RenderableType:
             round_token_count(total["left_tokens"]),
             "unknown" if hours is None else format_seconds(hours * 3600),
         )
-    return Group(totals, Text(f"Rate of a device: {plan['cost_basis']}.", style="dim"))
+    return totals
 
 
 def status_table(status: Mapping[str, Any]) -> RenderableType:

@@ -189,8 +189,8 @@ def english_docs(files: Sequence[InstalledFile]) -> Iterator[tuple[str, str]]:
         for part in cut(text):
             yield f"pydoc_data/topics:{topic}", part
     for file in files:
-        if file.path.suffix in PYTHON and "/tests/" not in file.name and (text := file.read()):
-            for found in docstrings(text):
+        if file.path.suffix in PYTHON and "/tests/" not in file.name and (code := file.read()):
+            for found in docstrings(code):
                 prose = inspect.cleandoc(found)
                 if is_prose(prose):
                     for part in cut(prose):
