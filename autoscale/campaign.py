@@ -100,7 +100,7 @@ class Campaign:
 
     def _unfinished(self, tasks: Sequence[Task]) -> list[int]:
         """Indices of the tasks to do, longest first; the same run is done once."""
-        left = {}
+        left: dict[str, int] = {}
         for index, task in enumerate(tasks):
             status = self._store.status(task.spec)
             diverged = status == "failed" and self._store.failure(task.spec).reason == "diverged"

@@ -158,7 +158,7 @@ def _read_launcher() -> None:
         if missing:
             raise ValueError(f"RANK is set but {', '.join(missing)} is not; use a launcher")
         environment.setdefault("LOCAL_RANK", "0")
-    elif "OMPI_COMM_WORLD_SIZE" in environment or "PMI_SIZE" in environment:
+    elif "OMPI_COMM_WORLD_SIZE" in environment:
         _read_mpi()
     elif int(environment.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in environment:
         for name, slurm_name in _SLURM_NAMES.items():
@@ -168,6 +168,8 @@ def _read_launcher() -> None:
                 "MASTER_ADDR is not set under srun; export it as launch/slurm.sbatch does"
             )
         environment.setdefault("MASTER_PORT", "29500")
+    elif "PMI_SIZE" in environment:  # after Slurm, which sets it too with some plugins
+        _read_mpi()
     else:
         environment.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
         environment["MASTER_PORT"] = str(free_port())
@@ -183,10 +185,13 @@ def _read_mpi() -> None:
     one_host = len(set(hosts)) == 1
     own = ("127.0.0.1" if one_host else socket.gethostbyname(hosts[rank]), free_port())
     master = world.bcast(own, root=0)
+    num_ranks = world.Get_size()
+    # A rank that fails would otherwise wait at exit for all the others to finalise.
+    MPI.Finalize()
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(hosts[:rank].count(hosts[rank])),
-        WORLD_SIZE=str(world.Get_size()),
+        WORLD_SIZE=str(num_ranks),
         MASTER_ADDR=master[0],
         MASTER_PORT=str(master[1]),
     )

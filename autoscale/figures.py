@@ -85,10 +85,11 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
         svg = svg.replace(colour, f"var({variable}, {colour})")
     svg = svg.replace(INK, "currentColor")
     width, height = figure.get_size_inches() * 72
-    head = f'<svg role="img" aria-label="{escape(description)}" viewBox="0 0 {width:g} {height:g}"'
-    return re.sub(
-        r"<svg\b[^>]*>", f'{head} xmlns:xlink="http://www.w3.org/1999/xlink">', svg, count=1
+    head = (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'role="img" aria-label="{escape(description)}" viewBox="0 0 {width:g} {height:g}">'
     )
+    return head + svg[svg.index(">") + 1 :]
 
 
 def domain_colour(summary: Summary, name: str) -> str:

@@ -187,6 +187,12 @@ def _about_projection(summary: Summary) -> Iterator[str]:
             f"Bounds moved the projected weights by {projection['change_l1']:.3f} in all and hold "
             f"{_listed(projection['bounded'])}."
         )
+    again = projection["kinds"].get(projection["projection"])
+    if again and any(abs(again["weights"][n] - w) > 1e-6 for n, w in projection["weights"].items()):
+        yield (
+            "The mixture does not follow from the fit as it is now: the fit is newer, or bounds "
+            "changed. Run `autoscale project` again."
+        )
     if projection["projection"] != summary["experiment"]["projection"]:
         yield (
             f"The mixture was projected with {projection['projection']!r}, the experiment now says "

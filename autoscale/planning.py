@@ -8,15 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from .config import BudgetConfig, ExperimentConfig
 from .deepspeed_file import load_deepspeed_file
 from .execution import Execution
 from .manifest import Manifest
-from .mixture import Mixture, largest_remainder
+from .mixture import Mixture, largest_remainder, require_same_names
 from .model_shape import resolve_model
+from .objective import Objective
 from .probes import ProbeRun, design_probes
 from .runs import RunSpec, RunStore
 from .shards import TokenWindows
+from .solver import weight_bounds
 from .token_count import format_token_count
 
 
@@ -64,6 +69,14 @@ class Experiment:
             self._count_windows(name, "validation")
         self.available_tokens = [count * config.data.sequence_length for count in self.num_windows]
         self.reference = config.reference_mixture(self.domains, self.available_tokens)
+        self.objective = Objective.create(
+            config.fit.objective, self.domains, config.fit.objective_weights
+        )
+        for _, budget in config.budgets():
+            self.bounds(budget.tokens)
+        for baseline in config.train.baselines:
+            if baseline.weights is not None:
+                self.mixture(baseline.weights)
 
     def _select_domains(self) -> tuple[str, ...]:
         wanted = self.config.data.domains or self.manifest.domain_names
@@ -84,6 +97,19 @@ class Experiment:
             dtype=self.manifest.dtype,
         )
         return len(windows)
+
+    def bounds(self, token_budget: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Least and greatest weights at a budget, from the config and the tokens that exist."""
+        solve, domains = self.config.solve, self.domains
+        minimum = 0.2 / len(domains) if solve.min_weight is None else solve.min_weight
+        return weight_bounds(
+            domains,
+            minimum=_by_domain(minimum, domains, what="solve.min_weight"),
+            maximum=_by_domain(solve.max_weight, domains, what="solve.max_weight"),
+            available_tokens=self.available_tokens,
+            token_budget=token_budget,
+            max_epochs=self.config.data.max_epochs,
+        )
 
     def probes(self) -> list[PlannedProbe]:
         """All probe runs, budget by budget."""
@@ -215,3 +241,12 @@ class Experiment:
                     f"data.max_epochs is {limit:g}; allow more repetition, prepare more text, or "
                     "lower the budget"
                 )
+
+
+def _by_domain(
+    given: float | Mapping[str, float], domains: Sequence[str], *, what: str
+) -> float | list[float]:
+    if isinstance(given, Mapping):
+        require_same_names(given, domains, what=what)
+        return [given[name] for name in domains]
+    return given

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from autoscale.mixture import Mixture, largest_remainder
+from .mixture import Mixture, largest_remainder
 
 Counts = NDArray[np.int64]
 

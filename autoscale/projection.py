@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 
-from autoscale.mixture import Mixture
-from autoscale.solver import project_onto_bounds
-from autoscale.token_count import round_token_count
+from .mixture import Mixture
+from .solver import project_onto_bounds
+from .token_count import round_token_count
 
 Array = NDArray[np.float64]
 ProjectionKind = Literal["full", "hold", "damped"]

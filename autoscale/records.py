@@ -49,4 +49,4 @@ def read_json(path: Path, kind: str) -> dict[str, Any]:
             f"{path} ({kind}) has schema version {version!r}; this version of autoscale reads "
             f"{SCHEMA_VERSION}: use the version that wrote it, or write it again"
         )
-    return document
+    return dict(document)

@@ -17,9 +17,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from autoscale.mixture import Mixture
-from autoscale.scaling_law import PowerLaw
-from autoscale.token_count import round_token_count
+from .mixture import Mixture
+from .scaling_law import PowerLaw
+from .token_count import round_token_count
 
 Array = NDArray[np.float64]
 

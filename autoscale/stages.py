@@ -7,26 +7,26 @@ status   run folders           -> what is done, left, failed
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .config import ExperimentConfig
-from .mixture import Mixture, require_same_names
+from .mixture import Mixture
 from .model_shape import model_size
 from .objective import Objective
 from .planning import Experiment, PlannedProbe
-from .projection import Projection
+from .projection import Projection, ProjectionKind
 from .projection import project as project_tokens
 from .records import read_json, write_json
 from .runs import RunResult, RunSpec
 from .scaling_law import FitError, fit_separable
-from .solver import solve_mixture, weight_bounds
+from .solver import solve_mixture
 from .token_count import format_token_count
 
-PROJECTIONS = ("full", "hold", "damped")
+PROJECTIONS: tuple[ProjectionKind, ...] = ("full", "hold", "damped")
 ASSUMED_MFU = 0.4
 """Share of the peak rate assumed where nothing was measured yet; a usual value for dense models."""
 
@@ -122,9 +122,7 @@ def fit(config: ExperimentConfig) -> Path:
         ValueError: probe runs are missing, or more failed than `probe.max_failed` allows.
     """
     experiment = Experiment(config)
-    objective = Objective.create(
-        config.fit.objective, experiment.domains, config.fit.objective_weights
-    )
+    objective = experiment.objective
     planned = experiment.probes()
     _require_results(planned, experiment)
     budgets = [
@@ -199,9 +197,10 @@ def _fit_budget(
     laws = fit_separable(
         domains, multiples_PK, values_P / base_value, amplitude=config.fit.amplitude
     )
-    lower, upper = bounds(experiment, token_budget)
+    lower, upper = experiment.bounds(token_budget)
     reference = Mixture.from_array(domains, base_tokens)
     solution = solve_mixture(laws, reference, lower=lower, upper=upper)
+    at_reference = sum(float(law(1.0)) for law in laws)
     noise = [objective.value(result.final_losses) for _, result in references]
     weights = solution.mixture.to_dict()
     return {
@@ -216,7 +215,8 @@ def _fit_budget(
         "solution": {
             "weights": weights,
             "tokens": {name: weight * token_budget for name, weight in weights.items()},
-            "objective": solution.objective * base_value,
+            # The laws add up their changes from the reference; their levels are relative to it.
+            "objective": base_value * (1 + solution.objective - at_reference),
             "duality_gap": solution.duality_gap,
             "at_lower": list(solution.at_lower),
             "at_upper": list(solution.at_upper),
@@ -224,29 +224,6 @@ def _fit_budget(
             "upper": dict(zip(domains, upper.tolist(), strict=True)),
         },
     }
-
-
-def bounds(experiment: Experiment, token_budget: int) -> tuple[Any, Any]:
-    """Least and greatest weights at a budget, from the config and the tokens that exist."""
-    solve, domains = experiment.config.solve, experiment.domains
-    minimum = 0.2 / len(domains) if solve.min_weight is None else solve.min_weight
-    return weight_bounds(
-        domains,
-        minimum=_by_domain(minimum, domains, what="solve.min_weight"),
-        maximum=_by_domain(solve.max_weight, domains, what="solve.max_weight"),
-        available_tokens=experiment.available_tokens,
-        token_budget=token_budget,
-        max_epochs=experiment.config.data.max_epochs,
-    )
-
-
-def _by_domain(
-    given: float | Mapping[str, float], domains: Sequence[str], *, what: str
-) -> float | list[float]:
-    if isinstance(given, Mapping):
-        require_same_names(given, domains, what=what)
-        return [given[name] for name in domains]
-    return given
 
 
 def _effects(
@@ -306,9 +283,9 @@ def project(config: ExperimentConfig, token_budget: int | None = None) -> Path:
             f"{artifact(config, 'fit')} has no optimum at {format_token_count(small)} and "
             f"{format_token_count(large)}; run `autoscale fit` again"
         )
-    lower, upper = bounds(experiment, target)
+    lower, upper = experiment.bounds(target)
 
-    def projected(kind: str) -> Projection:
+    def projected(kind: ProjectionKind) -> Projection:
         return project_tokens(
             kind,
             domains=experiment.domains,
@@ -321,8 +298,8 @@ def project(config: ExperimentConfig, token_budget: int | None = None) -> Path:
 
     chosen = projected(config.project.projection)
     # A path needs positive tokens at both budgets; holding does not.
-    has_path = float(np.min(bounds(experiment, small)[0])) > 0
-    kinds = PROJECTIONS if has_path else ("hold",)
+    has_path = float(np.min(experiment.bounds(small)[0])) > 0
+    kinds: tuple[ProjectionKind, ...] = PROJECTIONS if has_path else ("hold",)
     content = {
         "token_budget": target,
         "projection": chosen.kind,

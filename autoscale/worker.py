@@ -49,7 +49,7 @@ class Worker:
     """Starts the children of this rank of the job, one at a time."""
 
     def __init__(self, *, fork: bool) -> None:
-        self._context = multiprocessing.get_context("forkserver" if fork else "spawn")
+        self._context: Any = multiprocessing.get_context("forkserver" if fork else "spawn")
         if fork:
             self._context.set_forkserver_preload(["autoscale.trainer"])
 

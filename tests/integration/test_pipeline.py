@@ -97,9 +97,7 @@ def test_the_exported_model_has_the_recorded_loss(finished):
     result = json.loads((folder / "result.json").read_text())
     config = json.loads((experiment.output / "config.json").read_text())["config"]
     manifest = Manifest.load(Path(config["prepare"]["output"]) / "manifest.json")
-    windows = validation_windows(
-        manifest, result["spec"]["domains"], sequence_length=32, limit=21
-    )
+    windows = validation_windows(manifest, result["spec"]["domains"], sequence_length=32, limit=21)
     for name, tokens in windows.items():
         batch = torch.from_numpy(tokens)
         logits = model(batch[:, :-1]).logits
@@ -107,12 +105,16 @@ def test_the_exported_model_has_the_recorded_loss(finished):
         assert float(loss) == pytest.approx(result["final_losses"][name], abs=1e-5)
 
 
-def test_a_second_launch_trains_nothing(finished, tmp_path):
+def test_a_second_launch_trains_nothing(finished):
     experiment, _ = finished
-    before = {path: path.stat().st_mtime_ns for path in experiment.output.glob("runs/*/result.json")}
+
+    def written():
+        paths = experiment.output.glob("runs/*/result.json")
+        return {path: path.stat().st_mtime_ns for path in paths}
+
+    before = written()
     experiment.autoscale("run", "--set", "train.ranks_per_run=1")
-    after = {path: path.stat().st_mtime_ns for path in experiment.output.glob("runs/*/result.json")}
-    assert after == before
+    assert written() == before
 
 
 def test_the_steps_one_by_one_give_the_same_losses(finished, tiny):

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from autoscale import stages
 from autoscale.config import ExperimentConfig, parse_config
@@ -20,6 +21,18 @@ from autoscale.shards import (
 FOUR = ("python_code", "english_docs", "cpp_headers", "licences")
 SEVEN = ("common_crawl", "github", "books", "wikipedia", "c4", "stack_exchange", "arxiv")
 VERSIONS = {"autoscale": "0.1.0", "python": "3.11.4", "torch": "2.13.0", "deepspeed": "0.19.8"}
+
+
+_COMPLETE: list["FakeExperiment"] = []
+
+
+def complete_experiment(factory: pytest.TempPathFactory) -> "FakeExperiment":
+    """One experiment with all stages done, shared by the tests that only read it."""
+    if not _COMPLETE:
+        fake = FakeExperiment(factory.mktemp("complete"))
+        fake.run()
+        _COMPLETE.append(fake)
+    return _COMPLETE[0]
 
 
 class FakeExperiment:

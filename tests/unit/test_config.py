@@ -74,8 +74,8 @@ def test_a_dumped_config_is_the_same_when_read_again(tmp_path):
         ("data.sequence_lenght=8", r"unknown key; did you mean 'sequence_length'\?"),
         ("probes.factors=[3]", r"probes: unknown key; did you mean 'probe'\?"),
         ("probe.budgets=['100K', {tokens='200K', lrr=1}]", r"unknown key; did you mean 'lr'\?"),
-        ("trainer.lr=fast", "trainer.lr: .* found 'fast'"),
-        ("trainer.lr=0", "trainer.lr: .*greater than 0"),
+        ("trainer.lr=fast", r"trainer.lr: .* found 'fast'"),
+        ("trainer.lr=0", r"trainer.lr: .*greater than 0"),
         ("train.budget=12X", "token count '12X' cannot be read"),
         ("train.budget=100", "train.budget: token budget 100 is smaller than one batch of 512"),
         ("trainer.global_batch_tokens=500", "500, no multiple of data.sequence_length 64; use 448"),
@@ -97,7 +97,7 @@ def test_mistakes_name_the_key_and_the_remedy(tmp_path, override, message):
 
 def test_a_zero_minimum_has_no_path_to_project_on(tmp_path):
     assert load(tmp_path, SMALL, "solve.min_weight=0").project.projection == "hold"
-    with pytest.raises(ValueError, match="solve.min_weight 0 with projection 'full'"):
+    with pytest.raises(ValueError, match=r"solve.min_weight 0 with projection 'full'"):
         load(tmp_path, SMALL, "solve.min_weight=0", "project.projection=full")
 
 

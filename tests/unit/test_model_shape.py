@@ -37,7 +37,7 @@ def test_mistakes_are_named(tmp_path):
         resolve_model("gpt2-nano", {"n_layers": 1}, **DATA)
     with pytest.raises(ValueError, match="vocabulary of 200 but the data's tokenizer has 300"):
         resolve_model("gpt2-nano", {"vocab_size": 200}, **DATA)
-    with pytest.raises(ValueError, match="16 positions .* data.sequence_length is 32"):
+    with pytest.raises(ValueError, match=r"16 positions .* data.sequence_length is 32"):
         resolve_model("gpt2-nano", {"n_positions": 16}, **DATA)
     path = tmp_path / "config.json"
     path.write_text('{"model_type": "gpt2", "auto_map": {"AutoConfig": "x.Y"}}')

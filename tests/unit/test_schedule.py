@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -10,8 +12,8 @@ SETTINGS = {"lr": 1.0, "min_lr_ratio": 0.1, "warmup_fraction": 0.1, "decay_fract
 @pytest.mark.parametrize("schedule", ["cosine", "linear", "wsd"])
 def test_rises_then_never_rises_again_and_ends_at_the_minimum(schedule):
     rates = [learning_rate(step, 1000, schedule=schedule, **SETTINGS) for step in range(1000)]
-    assert all(a < b for a, b in zip(rates[:100], rates[1:100], strict=False))
-    assert all(a >= b for a, b in zip(rates[100:], rates[101:], strict=False))
+    assert all(a < b for a, b in pairwise(rates[:100]))
+    assert all(a >= b for a, b in pairwise(rates[100:]))
     assert max(rates) <= 1
     assert rates[-1] == pytest.approx(0.1)
 

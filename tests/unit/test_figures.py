@@ -1,0 +1,98 @@
+import re
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import pytest
+
+from autoscale import figures
+from autoscale.summary import summarise
+from tests.unit.fake_experiment import FakeExperiment, complete_experiment
+
+
+@pytest.fixture(scope="module")
+def summary(tmp_path_factory):
+    return summarise(complete_experiment(tmp_path_factory).config)
+
+
+DRAWN = (figures.target_weights, figures.projection_path, figures.loss_curves)
+
+
+@pytest.fixture(scope="module")
+def svgs(summary):
+    drawn = {
+        draw.__name__: figures.to_svg(draw(summary), draw.__name__, "It shows") for draw in DRAWN
+    }
+    curves = figures.fitted_curves(summary)
+    return drawn | {name: figures.to_svg(curve, name, "A law") for name, curve in curves.items()}
+
+
+def test_every_figure_is_one_svg_element_with_a_description(svgs):
+    assert len(svgs) == 3 + 4
+    for svg in svgs.values():
+        root = ElementTree.fromstring(svg)
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        assert root.get("role") == "img" and root.get("aria-label")
+
+
+def test_ink_and_colours_follow_the_page(svgs):
+    for svg in svgs.values():
+        assert "currentColor" in svg
+        assert figures.INK not in svg
+        drawn = set(re.findall(r"(?:fill|stroke): (#[0-9a-f]{6})", svg))
+        assert not drawn - {"#ffffff"}
+
+
+def test_ids_of_two_figures_never_meet(svgs):
+    ids = [re.findall(r'\bid="([^"]+)"', svg) for svg in svgs.values()]
+    for svg, own in zip(svgs.values(), ids, strict=True):
+        assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg)) <= set(own)
+    together = [name for own in ids for name in set(own)]
+    assert len(together) == len(set(together))
+
+
+def test_drawing_twice_gives_the_same_bytes(summary):
+    first, second = (
+        figures.to_svg(figures.target_weights(summary), "w", "Weights") for _ in range(2)
+    )
+    assert first == second
+
+
+def test_themes_define_the_same_variables():
+    light, dark = (figures.colour_variables(theme) for theme in ("light", "dark"))
+    assert light.keys() == dark.keys()
+    assert all(light[name] != dark[name] for name in light)
+
+
+def luminance(colour: str) -> float:
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize(("theme", "paper"), [("light", "#ffffff"), ("dark", "#14171b")])
+def test_colours_stand_out_from_the_paper(theme, paper):
+    for name, colour in figures.colour_variables(theme).items():
+        bright, dim = sorted((luminance(colour), luminance(paper)), reverse=True)
+        if name != "--grid":
+            assert (bright + 0.05) / (dim + 0.05) >= 3, name
+
+
+def test_what_has_not_run_is_not_drawn(tmp_path):
+    fake = FakeExperiment(tmp_path)
+    empty = summarise(fake.config)
+    assert [draw(empty) for draw in DRAWN] == [None, None, None]
+    assert figures.fitted_curves(empty) == {}
+
+
+def test_names_of_domains_are_escaped(summary):
+    renamed = {
+        **summary,
+        "domains": ["a<b"],
+        "mixtures": [],
+        "projection": {"weights": {"a<b": 1.0}},
+    }
+    ElementTree.fromstring(figures.to_svg(figures.target_weights(renamed), "w", 'a "<" b'))
+
+
+def test_pyplot_with_its_global_state_is_not_used():
+    assert "matplotlib.pyplot" not in sys.modules

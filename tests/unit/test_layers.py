@@ -1,0 +1,112 @@
+"""The architecture, checked: imports point down only, and what needs no torch loads none."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "autoscale"
+
+LAYERS = {
+    "numerics": {
+        "comparison", "mixture", "objective", "permutation", "probes", "projection", "quota_tree",
+        "sampler", "scaling_law", "schedule", "solver", "token_count",
+    },
+    "records": {
+        "config", "deepspeed_file", "execution", "indexed_shard", "manifest", "model_shape",
+        "provenance", "records", "runs", "shards",
+    },
+    "text": {
+        "documents", "domain_shards", "prepare", "prepare_workers", "selection", "text",
+        "tokenizer",
+    },
+    "runtime": {
+        "checkpoint", "data", "distributed", "evaluation", "hardware", "model", "trainer",
+        "worker",
+    },
+    "stages": {"campaign", "coordinator", "planning", "findings", "outcomes", "stages", "summary"},
+    "surface": {"__main__", "cli", "figures", "progress", "report", "terminal"},
+}  # fmt: skip
+ORDER = list(LAYERS)
+LAYER_OF = {module: ORDER.index(layer) for layer, modules in LAYERS.items() for module in modules}
+WITHOUT_TORCH = sorted(
+    (LAYERS["numerics"] | LAYERS["records"] | LAYERS["text"] | LAYERS["surface"]) - {"__main__"}
+    | {"planning", "findings", "outcomes", "stages", "summary"}
+)
+NUMERICS_IMPORTS = {"numpy", "scipy"}
+LAZY_IMPORTS = {
+    "cli": {"coordinator", "distributed"},  # the only commands that need torch
+    "worker": {"trainer"},  # the parent stays free of the training stack
+}
+
+
+def modules():
+    return sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+
+
+def imports(module):
+    """(imported module of this package, whether at the top of the file) for one module."""
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    top = {id(node) for node in tree.body}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            top |= {id(child) for child in node.body}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level == 1:
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            for name in names:
+                yield name.split(".")[0], id(node) in top
+
+
+def test_every_module_has_a_layer():
+    assert set(modules()) == set(LAYER_OF)
+
+
+@pytest.mark.parametrize("module", modules())
+def test_imports_point_down(module):
+    for imported, at_top in imports(module):
+        if imported not in LAYER_OF:  # a name of the package itself, such as __version__
+            assert imported == "__version__"
+            continue
+        assert LAYER_OF[imported] <= LAYER_OF[module], f"{module} imports {imported}"
+        assert at_top or imported in LAZY_IMPORTS.get(module, ()), f"{module}: {imported} inside"
+
+
+@pytest.mark.parametrize("module", sorted(LAYERS["numerics"]))
+def test_numerics_need_only_numpy_and_scipy(module):
+    tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [node.module]
+        for name in names:
+            root = name.split(".")[0]
+            assert root in sys.stdlib_module_names or root in NUMERICS_IMPORTS, name
+
+
+def test_everything_but_training_loads_no_torch():
+    code = "\n".join(
+        [f"import autoscale.{module}" for module in WITHOUT_TORCH]
+        + [
+            "import sys",
+            "assert 'torch' not in sys.modules",
+            "assert 'deepspeed' not in sys.modules",
+        ]
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_nothing_but_the_surface_prints():
+    for module in modules():
+        tree = ast.parse((PACKAGE / f"{module}.py").read_text())
+        calls = [
+            n.func.id
+            for n in ast.walk(tree)
+            if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+        ]
+        assert "print" not in calls or module in LAYERS["surface"], module

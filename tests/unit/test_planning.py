@@ -1,0 +1,134 @@
+import json
+
+import numpy as np
+import pytest
+
+from autoscale.mixture import Mixture
+from autoscale.planning import Experiment
+from tests.unit.fake_experiment import FOUR, FakeExperiment
+
+
+@pytest.fixture
+def fake(tmp_path):
+    return FakeExperiment(tmp_path)
+
+
+def test_probes_of_a_budget_share_all_but_their_quotas(fake):
+    planned = [p for p in fake.experiment.probes() if p.probe.seed == 0]
+    assert len(planned) == 2 * (1 + 2 * len(FOUR))
+    for budget in (80_000, 160_000):
+        specs = [p.spec for p in planned if p.token_budget == budget]
+        shared = {
+            json.dumps([s.seed, s.to_dict()["model"], s.to_dict()["optimisation"], s.data])
+            for s in specs
+        }
+        assert len(shared) == 1
+
+
+def test_one_domain_is_scaled_and_the_others_stay_exactly(fake):
+    planned = [p for p in fake.experiment.probes() if p.token_budget == 160_000]
+    reference = np.array(planned[0].spec.sequences)
+    for probe in planned:
+        changed = np.flatnonzero(np.array(probe.spec.sequences) != reference)
+        expected = [] if probe.probe.domain is None else [FOUR.index(probe.probe.domain)]
+        assert changed.tolist() == expected
+        assert sum(probe.spec.sequences) % probe.spec.sequences_per_batch == 0
+
+
+def test_targets_pair_every_mixture_with_every_seed(fake):
+    experiment = fake.experiment
+    mixtures = {"autoscale": Mixture.uniform(FOUR), **experiment.baselines({"hold": uniform()})}
+    targets = experiment.targets(mixtures)
+    assert [(t.mixture, t.seed) for t in targets] == [
+        (name, seed) for name in ("autoscale", "uniform", "natural", "hold") for seed in (0, 1, 2)
+    ]
+    # The same mixture under another name is the same run.
+    same = {t.spec.identity for t in targets if t.seed == 0 and t.mixture != "natural"}
+    assert len(same) == 1
+    natural = experiment.baselines({"hold": uniform()})["natural"].weights
+    assert natural == tuple(sorted(natural))
+
+
+def uniform():
+    return Mixture.uniform(FOUR).to_dict()
+
+
+def test_execution_settings_are_no_part_of_a_run(fake, tmp_path):
+    tables = {"output_dir": "elsewhere", "data": {"max_epochs": 100}}
+    tables["trainer"] = {"micro_batch_size": 1, "checkpoints": 9, "activation_checkpointing": True}
+    other = FakeExperiment(tmp_path / "other", tables=tables)
+    assert [p.spec.identity for p in other.experiment.probes()] == [
+        p.spec.identity for p in fake.experiment.probes()
+    ]
+
+
+def test_what_changes_the_loss_is(fake, tmp_path):
+    known = {p.spec.identity for p in fake.experiment.probes()}
+    changes = [
+        {"trainer": {"lr": 2e-3}},
+        {"trainer": {"weight_decay": 0.2}},
+        {"trainer": {"precision": "fp32"}},
+        {"model": {"overrides": {"n_layer": 1}}},
+        {"seed": 9},
+        {"data": {"sequence_length": 64}},
+        {"evaluation": {"sequences_per_domain": 8}},
+    ]
+    for index, tables in enumerate(changes):
+        other = FakeExperiment(tmp_path / str(index), tables=tables)
+        assert not known & {p.spec.identity for p in other.experiment.probes()}, tables
+
+
+def test_budgets_own_their_optimiser_settings(tmp_path):
+    budgets = ["80K", {"tokens": "160K", "lr": 5e-4, "global_batch_tokens": "2048"}]
+    fake = FakeExperiment(tmp_path, tables={"probe": {"budgets": budgets}})
+    by_budget = {p.token_budget: p.spec for p in fake.experiment.probes()}
+    assert by_budget[80_000].optimisation["lr"] == 1e-3
+    assert by_budget[160_000].optimisation["lr"] == 5e-4
+    assert by_budget[160_000].sequences_per_batch == 16
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ({"data": {"domains": ["python_code", "cobol"]}}, "cobol"),
+        ({"data": {"domains": ["python_code"]}}, "needs at least two domains"),
+        ({"probe": {"reference": {"python_code": 1.0}}}, "lacks domain"),
+        ({"data": {"sequence_length": 8192}, "trainer": {"global_batch_tokens": 8192}}, "8192"),
+        ({"model": {"overrides": {"vocab_size": 2000}}}, "tokenizer has 2048 tokens"),
+        ({"solve": {"max_weight": 0.2}}, "sum to 0.8"),
+        ({"solve": {"min_weight": {"python_code": 0.1}}}, "solve.min_weight lacks domain"),
+        ({"fit": {"objective_weights": {"python": 1.0}}}, "did you mean 'python_code'"),
+        ({"train": {"baselines": [{"name": "mine", "weights": {"cobol": 1.0}}]}}, "cobol"),
+        ({"model": {"name": "gpt2-nanoo"}}, "did you mean 'gpt2-nano'"),
+    ],
+)
+def test_an_experiment_that_does_not_fit_its_data_is_refused(
+    tmp_path, monkeypatch, tables, message
+):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    fake = FakeExperiment(tmp_path, tables=tables)
+    with pytest.raises(ValueError, match=message):
+        Experiment(fake.config)
+
+
+def test_more_tokens_than_a_domain_has_need_repetition(tmp_path):
+    fake = FakeExperiment(tmp_path, tables={"data": {"max_epochs": 1}, "train": {"budget": "520K"}})
+    expected = r"domain 'python_code', which has .* epochs, but data.max_epochs is 1; allow more"
+    with pytest.raises(ValueError, match=expected):
+        fake.experiment.targets({"uniform": Mixture.uniform(FOUR)})
+
+
+def test_manifest_and_shards_must_agree(fake):
+    path = fake.folder / "shards" / "python_code" / "train-00000.bin"
+    path.write_bytes(path.read_bytes()[:-2])
+    with pytest.raises(ValueError, match=r"train-00000.*"):
+        Experiment(fake.config)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"train-00000.*"):
+        Experiment(fake.config)
+
+
+def test_a_deepspeed_file_that_sets_what_the_experiment_owns_is_refused(fake):
+    (fake.folder / "zero0.json").write_text('{"train_batch_size": 8}')
+    with pytest.raises(ValueError, match="sets 'train_batch_size', which the experiment owns"):
+        Experiment(fake.config)

@@ -1,0 +1,127 @@
+import json
+
+import numpy as np
+import pytest
+
+from autoscale import stages
+from autoscale.records import read_json
+from tests.unit.fake_experiment import FOUR, FakeExperiment
+
+
+@pytest.fixture
+def fake(tmp_path):
+    return FakeExperiment(tmp_path)
+
+
+def test_plan_counts_runs_tokens_and_what_is_left(fake):
+    content = read_json(stages.plan(fake.config), "plan")
+    assert content["totals"]["probe"]["runs"] == 2 * (2 * len(FOUR) + 3)
+    assert content["totals"]["train"]["runs"] == 4 * 3
+    listed = [run["tokens"] for run in content["runs"] if run["stage"] == "probe"]
+    assert content["totals"]["probe"]["tokens"] == sum(listed)
+    assert content["totals"]["probe"]["device_hours"] is None
+    fake.probe(only=4)
+    after = read_json(stages.plan(fake.config), "plan")
+    assert after["totals"]["probe"]["left_runs"] == content["totals"]["probe"]["runs"] - 4
+    assert after["totals"]["probe"]["device_hours"] > 0
+    assert after["cost_basis"].startswith("measured in run probe-80K-reference")
+
+
+def test_plan_estimates_from_the_peak_rate_when_nothing_was_measured(tmp_path):
+    fake = FakeExperiment(tmp_path, tables={"trainer": {"peak_tflops": 1.0}})
+    content = read_json(stages.plan(fake.config), "plan")
+    hours = content["totals"]["probe"]["flops"] / (0.4e12 * 3600)
+    assert content["totals"]["probe"]["device_hours"] == pytest.approx(hours)
+
+
+def test_fit_records_laws_effects_and_an_optimum_that_beats_the_reference(fake):
+    fake.probe()
+    content = read_json(stages.fit(fake.config), "fit")
+    assert [budget["token_budget"] for budget in content["budgets"]] == [80_000, 160_000]
+    for budget in content["budgets"]:
+        assert budget["num_runs"] == 2 * len(FOUR) + 3
+        assert budget["seed_noise"] > 0
+        assert all(change["up"] < 0 < change["down"] for change in budget["effects"].values())
+        assert sum(budget["solution"]["weights"].values()) == pytest.approx(1)
+        assert budget["solution"]["objective"] < budget["base_objective"]
+        assert abs(budget["solution"]["duality_gap"]) < 1e-9
+        multiples = [point["factor"] for point in budget["points"]]
+        assert min(multiples) == pytest.approx(1 / 3, rel=0.1)
+        assert max(multiples) == pytest.approx(3, rel=0.1)
+
+
+def test_perplexity_as_objective_is_that_of_each_set(tmp_path):
+    fake = FakeExperiment(tmp_path, tables={"fit": {"objective": "mean_perplexity"}})
+    fake.probe()
+    budget = read_json(stages.fit(fake.config), "fit")["budgets"][0]
+    base = next(point for point in budget["points"] if point["label"] == "reference")
+    expected = np.mean(np.exp(list(base["losses"].values())))
+    assert budget["base_objective"] == pytest.approx(expected)
+
+
+def test_fit_names_missing_and_failed_runs(fake):
+    with pytest.raises(ValueError, match=r"22 of 22 probe runs have no result yet .* run"):
+        stages.fit(fake.config)
+    planned = fake.experiment.probes()
+    fake.probe()
+    victim = planned[4].spec
+    (fake.experiment.store.folder(victim) / "result.json").unlink()
+    fake.fail(victim)
+    expected = r"1 probe runs at 80K failed, and probe.max_failed is 0: probe-80K-.*loss is nan"
+    with pytest.raises(ValueError, match=expected):
+        stages.fit(fake.config)
+
+
+def test_a_failed_run_may_be_missing_when_enough_points_remain(tmp_path):
+    probe = {"factors": [2, 4], "max_failed": 1}
+    fake = FakeExperiment(tmp_path, tables={"probe": probe})
+    fake.probe()
+    victim = next(p.spec for p in fake.experiment.probes() if p.probe.label.endswith("up2"))
+    (fake.experiment.store.folder(victim) / "result.json").unlink()
+    fake.fail(victim)
+    budget = read_json(stages.fit(fake.config), "fit")["budgets"][0]
+    assert budget["num_runs"] == 2 * 2 * len(FOUR) + 3 - 1
+
+
+def test_projection_reports_all_kinds_and_respects_bounds(tmp_path):
+    fake = FakeExperiment(tmp_path, tables={"solve": {"max_weight": 0.3, "min_weight": 0.15}})
+    fake.probe()
+    stages.fit(fake.config)
+    content = read_json(stages.project(fake.config), "mixture")
+    assert content["projection"] == "full"
+    assert set(content["alternatives"]) == {"full", "hold", "damped"}
+    for weights in content["alternatives"].values():
+        assert sum(weights.values()) == pytest.approx(1)
+        assert all(0.15 - 1e-12 <= weight <= 0.3 + 1e-12 for weight in weights.values())
+    assert content["weights"] == content["alternatives"]["full"]
+
+
+def test_another_target_budget_gets_its_own_file(fake):
+    fake.probe()
+    stages.fit(fake.config)
+    path = stages.project(fake.config, 1_000_000)
+    assert path.name == "mixture-1M.json"
+    assert read_json(path, "mixture")["token_budget"] == 1_000_000
+
+
+def test_a_fit_of_other_domains_is_refused(fake):
+    fake.probe()
+    path = stages.fit(fake.config)
+    content = json.loads(path.read_text())
+    content["domains"] = ["x", "y"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="was fitted on x, y"):
+        stages.project(fake.config)
+
+
+def test_status_sees_every_state(fake):
+    planned = fake.experiment.probes()
+    fake.probe(only=2)
+    fake.fail(planned[2].spec)
+    folder = fake.experiment.store.start(planned[3].spec)
+    (folder / "metrics.jsonl").write_text('{"step": 9, "tokens": 9216}\n{"step": 10, "tok')
+    rows = {row["label"]: row for row in stages.status(fake.config)["runs"]}
+    states = [rows[p.spec.label]["status"] for p in planned[:5]]
+    assert states == ["finished", "finished", "failed", "interrupted", "waiting"]
+    assert rows[planned[2].spec.label]["reason"] == "diverged: loss is nan at step 12"
+    assert rows[planned[3].spec.label]["tokens"] == 9216

@@ -1,0 +1,159 @@
+import json
+import math
+
+import pytest
+
+from autoscale.mixture import Mixture
+from autoscale.records import read_json, write_json
+from autoscale.runs import RunResult
+from autoscale.stages import artifact
+from autoscale.summary import summarise
+from tests.unit.fake_experiment import FakeExperiment, complete_experiment
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory):
+    return complete_experiment(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def summary(complete):
+    return summarise(complete.config)
+
+
+def result_of(complete, row) -> RunResult:
+    return RunResult.load(complete.folder / "out" / "runs" / row["run_id"])
+
+
+def test_a_finished_experiment_lacks_nothing_and_is_plain_json(summary):
+    assert summary["missing"] == []
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    assert {row["status"] for row in summary["runs"]} == {"finished"}
+
+
+def test_all_mixtures_are_listed_from_the_reference_to_the_one_chosen(summary):
+    names = [(row["name"], row["token_budget"]) for row in summary["weights"]]
+    assert names[:3] == [("reference", None), ("optimum", 80_000), ("optimum", 160_000)]
+    assert names[-1] == ("chosen (full)", 640_000)
+    assert {"full projection", "hold projection", "damped projection"} <= {n for n, _ in names}
+    for row in summary["weights"]:
+        assert sum(row["weights"].values()) == pytest.approx(1)
+
+
+def test_the_path_of_the_projection_ends_at_its_unbounded_weights(summary):
+    projection = summary["projection"]
+    end = {name: weights[-1] for name, weights in projection["path"]["weights"].items()}
+    assert end == pytest.approx(projection["kinds"]["full"]["unbounded_weights"])
+    assert projection["reach"] == 4
+
+
+def test_effects_stand_beside_the_noise_of_a_difference(summary):
+    for budget in summary["fit"]["budgets"]:
+        assert budget["difference_noise"] == pytest.approx(math.sqrt(2) * budget["seed_noise"])
+        assert len(budget["effects"]) == 2 * len(summary["domains"])
+        for effect in budget["effects"]:
+            beyond = abs(effect["effect"]) > 2 * budget["difference_noise"]
+            assert effect["distinguishable"] is beyond
+
+
+def test_the_fit_expects_the_optimum_to_be_no_worse_than_the_reference(summary):
+    for budget in summary["fit"]["budgets"]:
+        assert budget["fitted_change"] < 0
+
+
+def test_costs_count_every_finished_run_once(complete, summary):
+    results = [
+        RunResult.load(path.parent) for path in complete.folder.glob("out/runs/*/result.json")
+    ]
+    costs = summary["costs"]
+    assert costs["probe"]["runs"] + costs["train"]["runs"] == len(results)
+    total = sum(result.total_tokens for result in results)
+    assert costs["probe"]["tokens"] + costs["train"]["tokens"] == total
+    one = costs["target_run"]
+    assert one["runs"] == 1
+    assert costs["probe_share"] == pytest.approx(costs["probe"]["flops"] / one["flops"])
+    assert costs["train"]["mfu"] == pytest.approx(0.21)
+
+
+def test_rows_tell_what_a_run_realised(complete, summary):
+    for row in summary["runs"]:
+        result = result_of(complete, row)
+        assert row["tokens"] == dict(result.tokens)
+        assert row["epochs"] == pytest.approx(dict(result.epochs))
+
+
+def test_provenance_names_versions_commit_devices_and_seeds(summary):
+    provenance = summary["provenance"]
+    assert provenance["versions"][0]["torch"] == "2.13.0"
+    assert provenance["commits"] == ["0123456789abcdef0123456789abcdef01234567"]
+    assert provenance["devices"] == ["CPU (1 thread a rank)"]
+    assert provenance["seeds"] == [0, 1, 2]
+
+
+def missing_of(fake) -> dict[str, str]:
+    return {entry["section"]: entry["command"] for entry in summarise(fake.config)["missing"]}
+
+
+def test_every_moment_of_an_experiment_says_which_command_comes_next(tmp_path):
+    fake = FakeExperiment(tmp_path)
+    everything = {
+        "fit": "autoscale fit experiment.toml",
+        "mixture": "autoscale project experiment.toml",
+        "probe runs": "autoscale probe experiment.toml",
+        "target runs": "autoscale train experiment.toml",
+    }
+    assert missing_of(fake) == everything
+    fake.probe(only=3)
+    assert missing_of(fake) == everything
+    assert summarise(fake.config)["missing"][2]["why"] == "19 of 22 probe runs have no result"
+    fake.probe()
+    fake.fit_and_project()
+    assert missing_of(fake) == {"target runs": everything["target runs"]}
+    fake.train(only=4)
+    half = summarise(fake.config)
+    assert [c["baseline"] for c in half["targets"]["comparisons"]] == ["uniform"]
+    assert half["targets"]["comparisons"][0]["seeds"] == [0]
+    assert half["missing"][0]["why"] == "8 of 12 target runs have no result"
+
+
+def test_a_fit_of_other_domains_or_budgets_is_left_out_with_a_word(tmp_path):
+    fake = FakeExperiment(tmp_path)
+    fake.probe()
+    fake.fit_and_project()
+    path = artifact(fake.config, "fit")
+    fit = read_json(path, "fit")
+    for changes, why in (
+        ({"domains": ["a", "b"]}, "of another experiment: its domains are a, b"),
+        ({"budgets": fit["budgets"][:1]}, "of another experiment: its budgets are 80K"),
+    ):
+        write_json(path, "fit", {**fit, **changes})
+        summary = summarise(fake.config)
+        assert summary["fit"] is None
+        assert summary["missing"][0]["why"] == f"fit.json is {why}"
+
+
+def test_an_artifact_of_an_unknown_version_is_refused_by_name(tmp_path):
+    fake = FakeExperiment(tmp_path)
+    path = artifact(fake.config, "fit")
+    path.parent.mkdir(parents=True)
+    path.write_text('{"kind": "fit", "schema_version": 99}')
+    with pytest.raises(ValueError, match=r"fit\.json \(fit\) has schema version 99"):
+        summarise(fake.config)
+
+
+def test_a_failed_run_is_listed_with_its_reason(tmp_path):
+    fake = FakeExperiment(tmp_path, tables={"probe": {"max_failed": 1}})
+    fake.probe()
+    experiment = fake.experiment
+    spec = experiment.probes()[-1].spec
+    (experiment.store.folder(spec) / "result.json").unlink()
+    fake.fail(spec)
+    summary = summarise(fake.config)
+    row = next(row for row in summary["runs"] if row["status"] == "failed")
+    assert row["reason"] == "diverged: loss is nan at step 12"
+    assert summary["warnings"][0]["text"].startswith("Run probe-160K-licences-up3 failed (diverged")
+
+
+def test_the_target_mixture_has_as_many_weights_as_there_are_domains(summary):
+    for mixture in summary["mixtures"]:
+        assert Mixture.from_mapping(mixture["weights"]).domains == tuple(summary["domains"])

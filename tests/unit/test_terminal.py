@@ -1,0 +1,102 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from autoscale import stages
+from autoscale.records import read_json
+from autoscale.stages import artifact
+from autoscale.summary import summarise
+from autoscale.terminal import plan_table, saved_text, status_table, summary_table
+from tests.unit.fake_experiment import SEVEN, FakeExperiment, complete_experiment
+
+
+def shown(renderable, width: int = 100) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=width).print(renderable)
+    text = stream.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    return text
+
+
+@pytest.fixture(scope="module")
+def complete(tmp_path_factory):
+    return complete_experiment(tmp_path_factory)
+
+
+def test_the_summary_shows_weights_effects_noise_and_verdicts_uncut(complete):
+    summary = summarise(complete.config)
+    text = shown(summary_table(summary))
+    for mixture in summary["mixtures"]:
+        assert mixture["name"] in text
+        assert f"{mixture['final_mean_loss']:.4f}" in text
+        assert f"{mixture['perplexity']:.2f}" in text
+        for weight in mixture["weights"].values():
+            assert f"{weight:.3f}" in text
+    for comparison in summary["targets"]["comparisons"]:
+        assert comparison["verdict"] in text
+    noise = summary["targets"]["seed_noise"]
+    assert f"Noise between seeds: {noise['sd']:.4f} nats" in text
+    for budget in summary["fit"]["budgets"]:
+        assert f"±{2 * budget['difference_noise']:.3f}" in text
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+
+
+def test_seven_domains_and_three_baselines_fit_in_100_columns(tmp_path):
+    tables = {"train": {"seeds": [0]}, "data": {"max_epochs": 20}}
+    fake = FakeExperiment(tmp_path, SEVEN, tables=tables)
+    fake.run()
+    text = shown(summary_table(summarise(fake.config)))
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
+    assert all(name in text for name in SEVEN)
+
+
+def test_what_cannot_be_told_apart_is_called_so(tmp_path):
+    tables = {"train": {"seeds": [0]}, "probe": {"reference_seeds": 1}}
+    fake = FakeExperiment(tmp_path, tables=tables)
+    fake.run()
+    text = shown(summary_table(summarise(fake.config)))
+    assert text.count("not distinguishable") == 3
+    assert "Noise between seeds: unknown" in text
+
+
+def test_a_half_done_experiment_says_what_comes_next(tmp_path):
+    text = shown(summary_table(summarise(FakeExperiment(tmp_path).config)))
+    assert "autoscale probe experiment.toml" in text
+
+
+def test_tokens_saved_are_a_share_or_say_that_they_were_not_reached():
+    by_seed = [{}, {}, {}]
+    assert saved_text({"tokens_saved": 0.183, "num_reached": 3, "by_seed": by_seed}) == "+18.3%"
+    assert saved_text({"tokens_saved": None, "num_reached": 0, "by_seed": by_seed}) == "not reached"
+    assert saved_text({"tokens_saved": None, "num_reached": 2, "by_seed": by_seed}) == "reached 2/3"
+
+
+def test_the_plan_lists_every_run_with_its_cost(complete):
+    plan = read_json(stages.plan(complete.config), "plan")
+    text = shown(plan_table(plan))
+    for row in plan["runs"]:
+        assert row["label"] in text
+    assert "4 domains, a model of 239K parameters" in text
+    assert f"{plan['totals']['probe']['flops']:.2e}" in text
+    assert plan["cost_basis"] in " ".join(text.split())
+
+
+def test_a_plan_of_unknown_cost_says_so(tmp_path):
+    fake = FakeExperiment(tmp_path)
+    text = shown(plan_table(read_json(stages.plan(fake.config), "plan")))
+    assert text.count("unknown") >= 3
+
+
+def test_the_status_counts_runs_and_explains_failures(tmp_path):
+    fake = FakeExperiment(tmp_path)
+    fake.probe(only=5)
+    experiment = fake.experiment
+    fake.fail(experiment.probes()[6].spec)
+    experiment.store.start(experiment.probes()[7].spec)
+    text = shown(status_table(stages.status(fake.config)))
+    counts = next(line for line in text.splitlines() if line.startswith("probe ")).split()
+    assert counts[1:5] == ["5", "1", "1", "15"]
+    assert "diverged: loss is nan at step 12" in " ".join(text.split())
+    assert "Not yet: plan, fit, mixture, report." in text
+    assert not artifact(fake.config, "fit").is_file()
