@@ -328,10 +328,12 @@ class ExperimentConfig(Section):
             raise ValueError("project.budgets must rise, e.g. ['300M', '600M']")
         minimum = self.solve.min_weight
         smallest = min(minimum.values(), default=0) if isinstance(minimum, dict) else minimum
-        if smallest == 0 and self.project.projection != "hold":
+        named = {self.project.projection, *(baseline.name for baseline in self.train.baselines)}
+        on_path = sorted(named & {"full", "damped"})
+        if smallest == 0 and on_path:
             raise ValueError(
-                f"solve.min_weight 0 with projection {self.project.projection!r}: a domain with no "
-                "tokens at one budget has no path to the next; use a positive minimum or 'hold'"
+                f"solve.min_weight 0 with projection {on_path[0]!r}: a domain with no tokens at "
+                "one budget has no path to the next; use a positive minimum or 'hold'"
             )
 
     @property

@@ -7,12 +7,12 @@ stops every rank with the same message.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from . import stages
 from .campaign import Campaign, Observer, Task
 from .config import ExperimentConfig
 from .distributed import Job
+from .execution import micro_batch_size
 from .planning import Experiment
 from .provenance import commit
 from .records import write_json
@@ -129,8 +129,7 @@ def _run_tasks(
     *,
     resume: bool,
 ) -> None:
-    config = experiment.config
-    job.from_root(lambda: _record(config, experiment, tasks, resume=resume))
+    job.from_root(lambda: _record(experiment, tasks, ranks_per_run, resume=resume))
     campaign = Campaign(
         job, experiment.store, stage=stage, ranks_per_run=ranks_per_run, observer=observer
     )
@@ -138,8 +137,14 @@ def _run_tasks(
 
 
 def _record(
-    config: ExperimentConfig, experiment: Experiment, tasks: Sequence[Task], *, resume: bool
-) -> Any:
+    experiment: Experiment, tasks: Sequence[Task], ranks_per_run: int, *, resume: bool
+) -> None:
+    """Last checks and the resolved config, before the first run starts."""
+    for task in tasks:
+        micro_batch_size(
+            task.spec.sequences_per_batch, ranks_per_run, task.execution.micro_batch_size
+        )
+    config = experiment.config
     content = {"config": config.model_dump(mode="json")}
     write_json(Path(config.output_dir) / "config.json", "config", content)
     if not resume:

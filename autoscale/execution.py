@@ -37,3 +37,19 @@ class Progress:
     tokens: int
     total_tokens: int
     loss: float | None
+
+
+def micro_batch_size(sequences_per_batch: int, world_size: int, most: int) -> int:
+    """The largest micro-batch of at most `most` sequences that divides each rank's share.
+
+    Raises:
+        ValueError: the ranks do not divide the batch.
+    """
+    if sequences_per_batch % world_size:
+        raise ValueError(
+            f"a batch of {sequences_per_batch} sequences cannot be shared by {world_size} ranks; "
+            "make trainer.global_batch_tokens a multiple of data.sequence_length x ranks, or "
+            "change ranks_per_run"
+        )
+    share = sequences_per_batch // world_size
+    return max(size for size in range(1, min(most, share) + 1) if share % size == 0)

@@ -157,6 +157,7 @@ def _compare(
         [b.final_mean_loss for _, b in pairs],
         confidence=CONFIDENCE,
         noise=noise["sd"],
+        noise_degrees=noise["degrees_of_freedom"] or None,
     )
     by_seed = [_savings(seed, *pair) for seed, pair in zip(seeds, pairs, strict=True)]
     reached = [entry for entry in by_seed if entry["reached"]]

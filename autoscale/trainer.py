@@ -24,7 +24,7 @@ from torch.utils.tensorboard import SummaryWriter
 from .checkpoint import load_checkpoint, save_checkpoint
 from .data import BatchStream, validation_windows
 from .evaluation import Evaluator, sum_losses
-from .execution import Execution, Progress
+from .execution import Execution, Progress, micro_batch_size
 from .hardware import device_name, peak_flops
 from .manifest import Manifest
 from .model import build_model, parameter_groups
@@ -280,18 +280,6 @@ class _Run:
                 model.save_pretrained(self.execution.export, safe_serialization=True)
                 Manifest.load(self.execution.manifest).copy_tokenizer(Path(self.execution.export))
         dist.barrier()
-
-
-def micro_batch_size(sequences_per_batch: int, world_size: int, most: int) -> int:
-    """The largest micro-batch of at most `most` sequences that divides each rank's share."""
-    if sequences_per_batch % world_size:
-        raise ValueError(
-            f"a batch of {sequences_per_batch} sequences cannot be shared by {world_size} ranks; "
-            "make trainer.global_batch_tokens a multiple of data.sequence_length x ranks, or "
-            "change ranks_per_run"
-        )
-    share = sequences_per_batch // world_size
-    return max(size for size in range(1, min(most, share) + 1) if share % size == 0)
 
 
 class _RunLog:

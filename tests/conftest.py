@@ -8,8 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).parents[1]
+
+# Deadlines would be timed tests: how fast an example runs is no property of the code.
+settings.register_profile("autoscale", deadline=None)
+settings.load_profile("autoscale")
 sys.path.insert(0, str(ROOT / "data_prep"))
 
 TINY = """
@@ -94,10 +99,12 @@ class TinyExperiment:
 
 
 def environment() -> dict[str, str]:
-    """Variables for a launched program: CPU, one thread a rank, nothing from another launcher."""
+    """Variables for a launched program: this interpreter's commands, CPU, one thread a rank, and
+    nothing from another launcher."""
     dropped = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     kept = {key: value for key, value in os.environ.items() if key not in dropped}
-    return kept | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return kept | {"PATH": path, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="session")

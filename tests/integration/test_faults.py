@@ -116,6 +116,10 @@ def test_killed_in_probes_and_in_training_then_resumed(uninterrupted, tiny):
     output, status = job.finish()
     assert status != 0, output
 
+    done = tiny.try_autoscale("train", *OVERRIDES)
+    assert done.returncode == 2
+    assert "was written by 2 ranks but this run has 1; resume with as many" in done.stderr
+
     output, status = Launched(tiny).finish()
     assert status == 0, output
     assert finished.items() <= snapshot(tiny).items()
