@@ -36,6 +36,7 @@ setup(
     install_requires=[
         "datasets>=4",
         "deepspeed~=0.19.8",  # patch releases of another minor version remove features
+        "huggingface_hub>=1",
         "jinja2>=3.1",
         "markupsafe>=2.1",
         "matplotlib>=3.9",

@@ -43,6 +43,10 @@ class CampaignProgress:
 Observer = Callable[[CampaignProgress], None]
 
 
+def unobserved(progress: CampaignProgress) -> None:
+    """The observer of a job that shows nothing."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
     """One run to do."""
@@ -63,11 +67,6 @@ class Campaign:
         ranks_per_run: int,
         observer: Observer,
     ) -> None:
-        if ranks_per_run > job.world_size:
-            raise ValueError(
-                f"{stage}: ranks_per_run is {ranks_per_run} but the job has {job.world_size} "
-                "ranks; start more ranks or lower it"
-            )
         self._job, self._store, self._stage = job, store, stage
         self._ranks_per_run = ranks_per_run
         self._observer = observer
@@ -171,7 +170,7 @@ class Campaign:
         elif status != "failed":
             cause = child.error.message if child.error else "another rank of the run ended"
             folder = self._store.folder(task.spec)
-            message = f"{cause}; see {folder / 'log-rank0.txt'}"
+            message = f"{cause}; see log-rank*.txt in {folder}"
             RunFailure(reason="crashed", message=message).save(folder)
         self._job.store.set(f"{self._prefix}/progress/{self._group}", encode_progress("", None))
 

@@ -29,6 +29,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
+    rich_markup_mode=None,
     help="How much of each data source, at your scale: probe, fit, project, train.",
 )
 console = Console(width=None if sys.stdout.isatty() else 120)
@@ -184,16 +185,22 @@ def _wrote(path: Path) -> None:
     console.print(f"wrote {path}", soft_wrap=True, highlight=False)
 
 
+def _launched_rank() -> str:
+    """This process's rank for messages, also before the job has started."""
+    names = ("RANK", "OMPI_COMM_WORLD_RANK", "SLURM_PROCID", "PMI_RANK")
+    return next((os.environ[name] for name in names if name in os.environ), "0")
+
+
 def main() -> None:
     """Entry point: user mistakes exit with status 2 and one message, without a traceback."""
     logging.basicConfig(
-        level=logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING,
+        level=logging.INFO if _launched_rank() == "0" else logging.WARNING,
         format="%(levelname)s %(name)s: %(message)s",
     )
     try:
         app()
     except ValueError as error:
-        rank = os.environ.get("RANK", "0")
+        rank = _launched_rank()
         prefix = "error" if rank == "0" else f"rank {rank}: error"
         print(f"{prefix}: {error}", file=sys.stderr, flush=True)
         sys.stdout.flush()

@@ -44,10 +44,13 @@ def _resolve_path(value: Any, info: ValidationInfo) -> Any:
 def _resolve_path_or_name(value: Any, info: ValidationInfo) -> Any:
     """A path when something lies there (or it starts like one), else a name for transformers."""
     resolved = _resolve_path(value, info)
-    looks_like_path = isinstance(value, str) and value.startswith((".", "/", "~", "$"))
-    if looks_like_path or (isinstance(resolved, str) and Path(resolved).exists()):
+    if _looks_like_path(value) or (isinstance(resolved, str) and Path(resolved).exists()):
         return resolved
     return value
+
+
+def _looks_like_path(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith((".", "/", "~", "$"))
 
 
 FilePath = Annotated[str, BeforeValidator(_resolve_path)]
@@ -65,7 +68,7 @@ class SourceConfig(Section):
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
     train: tuple[FilePath, ...] = Field(min_length=1)
-    """Files, globs, folders, or `hf://dataset[:config]`."""
+    """Files, globs, folders, or `hf://dataset[:config][@split]`."""
     validation: tuple[FilePath, ...] = ()
     """Separate validation files; when empty, documents are split off `train`."""
     text_field: str = "text"
@@ -312,6 +315,11 @@ class ExperimentConfig(Section):
                     f"one batch of {format_token_count(batch)}; raise it or lower "
                     "trainer.global_batch_tokens"
                 )
+        if self.fit.amplitude == "free" and len(self.probe.factors) < 2:
+            raise ValueError(
+                "fit.amplitude 'free' has four parameters a domain, and one probe factor gives "
+                "three points; add a factor to probe.factors or use 'unit'"
+            )
         self._check_projection()
         return self
 
@@ -330,6 +338,12 @@ class ExperimentConfig(Section):
         smallest = min(minimum.values(), default=0) if isinstance(minimum, dict) else minimum
         named = {self.project.projection, *(baseline.name for baseline in self.train.baselines)}
         on_path = sorted(named & {"full", "damped"})
+        if on_path and self.train.budget.tokens < small:
+            raise ValueError(
+                f"train.budget {format_token_count(self.train.budget.tokens)} lies below the "
+                f"smaller probe budget {format_token_count(small)}, where the path of projection "
+                f"{on_path[0]!r} starts; use 'hold' or smaller probe budgets"
+            )
         if smallest == 0 and on_path:
             raise ValueError(
                 f"solve.min_weight 0 with projection {on_path[0]!r}: a domain with no tokens at "
@@ -403,9 +417,8 @@ def parse_config(tables: Mapping[str, Any], *, base: Path, where: str) -> Experi
         raise ValueError(_explain(error, where)) from None
 
 
-_PATH_KEYS = {
-    "output_dir", "data.manifest", "trainer.deepspeed", "prepare.output", "prepare.tokenizer.path"
-}  # fmt: skip
+_PATH_KEYS = {"output_dir", "data.manifest", "trainer.deepspeed", "prepare.output"}
+_PATH_OR_NAME_KEYS = {"model.name", "prepare.tokenizer.path"}
 
 
 def _apply_override(tables: dict[str, Any], override: str) -> None:
@@ -417,7 +430,8 @@ def _apply_override(tables: dict[str, Any], override: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text.strip()  # a bare word: `--set fit.objective=mean_loss`
-    if key in _PATH_KEYS and isinstance(value, str):
+    is_path = key in _PATH_KEYS or (key in _PATH_OR_NAME_KEYS and _looks_like_path(value))
+    if is_path and isinstance(value, str):
         value = os.path.abspath(os.path.expanduser(os.path.expandvars(value)))
     table: Any = tables
     *parents, last = key.split(".")

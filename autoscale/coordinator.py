@@ -5,11 +5,12 @@ rank 0 alone solves and writes; what the others need goes out as JSON, and an er
 stops every rank with the same message.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import stages
-from .campaign import Campaign, Observer, Task
+from .campaign import Campaign, Observer, Task, unobserved
 from .config import ExperimentConfig
 from .distributed import Job
 from .execution import micro_batch_size
@@ -21,27 +22,58 @@ from .runs import RunSpec
 PrepareStage = Callable[[ExperimentConfig], Path]
 
 
-def open_experiment(job: Job, config: ExperimentConfig) -> Experiment:
-    """Check the experiment on rank 0 first, then on all ranks, and that all see the same."""
-    job.from_root(lambda: Experiment(config).manifest.fingerprint)
+def open_experiment(job: Job, config: ExperimentConfig, to_do: Sequence[str]) -> Experiment:
+    """Check the experiment on rank 0 first, then on all ranks, and that all see the same.
+
+    Args:
+        to_do: what the job will do, `probe` or `train` or both; their ranks are checked now.
+    """
+
+    def check() -> None:
+        experiment = Experiment(config)
+        for stage in to_do:
+            _check_ranks(stage, experiment, job.world_size)
+
+    job.from_root(check)
     experiments: list[Experiment] = []
 
     def fingerprint() -> str:
         experiments.append(Experiment(config))
-        return experiments[0].manifest.fingerprint
+        return experiments[0].data_fingerprint
 
     prints = job.on_all(fingerprint)
     job.require_agreement("data fingerprint", prints[job.rank])
-    job.require_agreement("experiment", config.model_dump_json())
+    # Where the texts lay matters to `prepare` alone, which runs on rank 0.
+    content = config.model_dump_json(exclude={"prepare"})
+    job.require_agreement("experiment hash", hashlib.sha256(content.encode()).hexdigest()[:12])
     job.require_agreement("code version", str(commit()))
     return experiments[0]
+
+
+def _check_ranks(stage: str, experiment: Experiment, world_size: int) -> None:
+    """The ranks of a run must exist and divide its batch."""
+    ranks = ranks_per_run(experiment.config, stage, world_size)
+    if ranks > world_size:
+        raise ValueError(
+            f"{stage}.ranks_per_run is {ranks} but the job has {world_size} ranks; start more "
+            "ranks or lower it"
+        )
+    for where, sequences in experiment.batches():
+        if where.startswith(stage):
+            micro_batch_size(sequences, ranks, experiment.config.trainer.micro_batch_size)
+
+
+def ranks_per_run(config: ExperimentConfig, stage: str, world_size: int) -> int:
+    """Ranks that train one run of a stage."""
+    given = config.probe.ranks_per_run if stage == "probe" else config.train.ranks_per_run
+    return world_size if given == "all" else given
 
 
 def probe(
     job: Job,
     config: ExperimentConfig,
     *,
-    observer: Observer,
+    observer: Observer = unobserved,
     only: Sequence[str] = (),
     resume: bool = True,
 ) -> None:
@@ -51,25 +83,25 @@ def probe(
         only: run ids or labels; by default all.
         resume: continue interrupted runs from their checkpoints, else from their first step.
     """
-    experiment = open_experiment(job, config)
+    experiment = open_experiment(job, config, ["probe"])
     planned = [planned.spec for planned in experiment.probes()]
     chosen = job.from_root(lambda: _select(planned, only))
     tasks = [
         Task(spec=spec, execution=experiment.execution(spec, export=False))
         for spec in (planned[index] for index in chosen)
     ]
-    _run_tasks(job, experiment, "probe", tasks, config.probe.ranks_per_run, observer, resume=resume)
+    _run_tasks(job, experiment, "probe", tasks, observer, resume=resume)
 
 
 def train(
     job: Job,
     config: ExperimentConfig,
     *,
-    observer: Observer,
+    observer: Observer = unobserved,
     resume: bool = True,
 ) -> None:
     """Train the target on the projected mixture and on every baseline, under every seed."""
-    experiment = open_experiment(job, config)
+    experiment = open_experiment(job, config, ["train"])
 
     def solved() -> dict[str, dict[str, float]]:
         mixtures = stages.target_mixtures(experiment)
@@ -89,9 +121,7 @@ def train(
         )
         for target in experiment.targets(mixtures)
     ]
-    given = config.train.ranks_per_run
-    ranks = job.world_size if given == "all" else given
-    _run_tasks(job, experiment, "train", tasks, ranks, observer, resume=resume)
+    _run_tasks(job, experiment, "train", tasks, observer, resume=resume)
     job.from_root(lambda: _require_trained([task.spec for task in tasks], experiment))
 
 
@@ -99,7 +129,7 @@ def run(
     job: Job,
     config: ExperimentConfig,
     *,
-    observer: Observer,
+    observer: Observer = unobserved,
     prepare: PrepareStage,
     report: Callable[[ExperimentConfig], Path],
     resume: bool = True,
@@ -112,6 +142,7 @@ def run(
     """
     if config.prepare is not None:
         job.from_root(lambda: str(prepare(config)))
+    open_experiment(job, config, ["probe", "train"])
     job.from_root(lambda: str(stages.plan(config)))
     probe(job, config, observer=observer, resume=resume)
     job.from_root(lambda: [str(stages.fit(config)), str(stages.project(config))])
@@ -124,26 +155,23 @@ def _run_tasks(
     experiment: Experiment,
     stage: str,
     tasks: Sequence[Task],
-    ranks_per_run: int,
     observer: Observer,
     *,
     resume: bool,
 ) -> None:
-    job.from_root(lambda: _record(experiment, tasks, ranks_per_run, resume=resume))
+    job.from_root(lambda: _record(experiment, tasks, resume=resume))
     campaign = Campaign(
-        job, experiment.store, stage=stage, ranks_per_run=ranks_per_run, observer=observer
+        job,
+        experiment.store,
+        stage=stage,
+        ranks_per_run=ranks_per_run(experiment.config, stage, job.world_size),
+        observer=observer,
     )
     campaign.run(tasks)
 
 
-def _record(
-    experiment: Experiment, tasks: Sequence[Task], ranks_per_run: int, *, resume: bool
-) -> None:
-    """Last checks and the resolved config, before the first run starts."""
-    for task in tasks:
-        micro_batch_size(
-            task.spec.sequences_per_batch, ranks_per_run, task.execution.micro_batch_size
-        )
+def _record(experiment: Experiment, tasks: Sequence[Task], *, resume: bool) -> None:
+    """Write the resolved config; forget what is not to be resumed."""
     config = experiment.config
     content = {"config": config.model_dump(mode="json")}
     write_json(Path(config.output_dir) / "config.json", "config", content)

@@ -144,6 +144,7 @@ def _use_cpu_without_gpu() -> None:
     """DeepSpeed looks at this variable in the children; one thread a rank is fastest on CPU."""
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
         os.environ.setdefault("OMP_NUM_THREADS", "1")
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 

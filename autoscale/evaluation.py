@@ -72,7 +72,7 @@ class Evaluator:
                 0, sets % len(sums), torch.full((len(sets),), tokens_a_window).double()
             )
         engine.train()
-        totals = torch.stack([sums, counts])[:, :-1].to(self._device)
+        totals = torch.stack([sums[:-1], counts[:-1]]).to(self._device)
         dist.all_reduce(totals)
         means = (totals[0] / totals[1]).tolist()
         return dict(zip(self._names, means, strict=True))

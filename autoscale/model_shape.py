@@ -131,6 +131,25 @@ def _fit_vocabulary(fields: dict[str, Any], name: str, vocab_size: int) -> None:
         )
 
 
+# Names that transformers configs use for one thing.
+_SYNONYMS = {
+    "layers": ("num_hidden_layers", "n_layer", "num_layers", "n_layers"),
+    "width": ("hidden_size", "n_embd", "d_model", "dim"),
+    "heads": ("num_attention_heads", "n_head", "num_heads", "n_heads"),
+    "inner width": ("intermediate_size", "n_inner", "ffn_dim", "d_ff", "inner_dim"),
+}
+
+
+def _field(fields: Mapping[str, Any], what: str) -> int:
+    for name in _SYNONYMS[what]:
+        if fields.get(name) is not None:
+            return int(fields[name])
+    raise ValueError(
+        f"config of model_type {fields['model_type']!r} says nothing of its {what} (looked for "
+        f"{', '.join(_SYNONYMS[what])}); give it through model.overrides"
+    )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSize:
     """Counts of one model.
@@ -156,12 +175,12 @@ def model_size(fields: Mapping[str, Any], sequence_length: int) -> ModelSize:
         positions = fields["n_positions"] * width
         final_norm = 2 * width
     else:
-        layers, width = fields["num_hidden_layers"], fields["hidden_size"]
-        heads = fields["num_attention_heads"]
+        layers, width = _field(fields, "layers"), _field(fields, "width")
+        heads = _field(fields, "heads")
         kv_heads = fields.get("num_key_value_heads") or heads
         head_width = fields.get("head_dim") or width // heads
         attention = 2 * width * head_width * (heads + kv_heads)
-        block_matrices = attention + 3 * width * fields["intermediate_size"]
+        block_matrices = attention + 3 * width * _field(fields, "inner width")
         block_vectors, positions, final_norm = 2 * width, 0, width
     embeddings = fields["vocab_size"] * width
     matrices = layers * block_matrices + embeddings

@@ -3,8 +3,8 @@
 Everything that can be wrong with an experiment and its data is found here, before compute is spent.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +52,18 @@ class Experiment:
 
     def __init__(self, config: ExperimentConfig) -> None:
         self.config = config
+        if not config.manifest_path.is_file():
+            raise ValueError(
+                f"{config.manifest_path} does not exist; run `autoscale prepare` first, or check "
+                "data.manifest"
+            )
         self.manifest = Manifest.load(config.manifest_path)
         self.manifest.check()
         self.store = RunStore(root=Path(config.output_dir) / "runs")
         self.domains = self._select_domains()
+        # Domains that no run uses are no part of any run's identity.
+        used = tuple(self.manifest.domain(name) for name in self.domains)
+        self.data_fingerprint = replace(self.manifest, domains=used).fingerprint
         self.deepspeed = load_deepspeed_file(config.trainer.deepspeed)
         self.model = resolve_model(
             config.model.name,
@@ -185,6 +193,11 @@ class Experiment:
             export=str(folder / "model") if export else None,
         )
 
+    def batches(self) -> Iterator[tuple[str, int]]:
+        """Sequences a batch at every token budget, each with the name of its place in the file."""
+        for where, budget in self.config.budgets():
+            yield where, self._sequences_per_batch(budget)
+
     def _sequences_per_batch(self, budget: BudgetConfig) -> int:
         batch = budget.global_batch_tokens or self.config.trainer.global_batch_tokens
         return batch // self.config.data.sequence_length
@@ -211,7 +224,7 @@ class Experiment:
                 "sequences_per_domain": self.config.evaluation.sequences_per_domain,
                 "points": evaluations,
             },
-            data=self.manifest.fingerprint,
+            data=self.data_fingerprint,
         )
 
     def _optimisation(self, budget: BudgetConfig) -> dict[str, Any]:

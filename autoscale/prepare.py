@@ -18,6 +18,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -75,6 +76,7 @@ def prepare(config: PrepareConfig, *, progress: Progress | None = None) -> Path:
             has nothing to train on or to hold out, or the tokenizer does not fit.
     """
     report: Progress = progress or (lambda stage, done, total, /: None)
+    _require_variables(config)
     inputs = [resolve_domain(source) for source in config.domains]
     output = Path(config.output)
     with _only_writer(output), PrepareWorkers(config.num_workers) as workers:
@@ -105,6 +107,18 @@ def prepare(config: PrepareConfig, *, progress: Progress | None = None) -> Path:
         manifest.save(path)
         _remove_unnamed(manifest, output)
     return path
+
+
+def _require_variables(config: PrepareConfig) -> None:
+    """Paths in an experiment keep the name of a variable that is not set; name it here."""
+    for source in config.domains:
+        for location in (*source.train, *source.validation):
+            unset = re.search(r"\$\{?(\w+)", location)
+            if unset is not None and not Path(location).exists():
+                raise ValueError(
+                    f"domain {source.name!r}: environment variable {unset[1]} is not set "
+                    f"(found {location}); export it, or write the path into the experiment file"
+                )
 
 
 # --- select ---------------------------------------------------------------------------------------

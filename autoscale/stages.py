@@ -23,7 +23,7 @@ from .projection import project as project_tokens
 from .records import read_json, write_json
 from .runs import RunResult, RunSpec
 from .scaling_law import FitError, fit_separable
-from .solver import solve_mixture
+from .solver import project_onto_bounds, solve_mixture
 from .token_count import format_token_count
 
 PROJECTIONS: tuple[ProjectionKind, ...] = ("full", "hold", "damped")
@@ -31,10 +31,14 @@ ASSUMED_MFU = 0.4
 """Share of the peak rate assumed where nothing was measured yet; a usual value for dense models."""
 
 
-def artifact(config: ExperimentConfig, name: str) -> Path:
-    """Where an artifact of the experiment lies: `plan`, `fit`, `mixture` or `report`."""
+def artifact(config: ExperimentConfig, name: str, token_budget: int | None = None) -> Path:
+    """Where an artifact of the experiment lies: `plan`, `fit`, `mixture` or `report`.
+
+    Args:
+        token_budget: of a mixture; by default `train.budget`.
+    """
     if name == "mixture":
-        name = f"mixture-{format_token_count(config.train.budget.tokens)}"
+        name = f"mixture-{format_token_count(token_budget or config.train.budget.tokens)}"
     return Path(config.output_dir) / f"{name}.json"
 
 
@@ -46,10 +50,14 @@ def plan(config: ExperimentConfig) -> Path:
     experiment = Experiment(config)
     size = model_size(experiment.model, config.data.sequence_length)
     runs = [_planned("probe", planned.spec, experiment) for planned in experiment.probes()]
-    # Any feasible mixture stands for the unknown one: the runs' sizes are the same for all.
-    names = ["autoscale", *(baseline.name for baseline in config.train.baselines)]
-    reference = {name: experiment.reference for name in names}
-    for target in experiment.targets(reference):
+    # Mixtures that only the fit will give are stood in for by a feasible one of the same size.
+    lower, upper = experiment.bounds(config.train.budget.tokens)
+    weights = project_onto_bounds(
+        experiment.reference.as_array(), domains=experiment.domains, lower=lower, upper=upper
+    )
+    stand_in = dict(zip(experiment.domains, weights.tolist(), strict=True))
+    mixtures = experiment.baselines(dict.fromkeys(PROJECTIONS, stand_in))
+    for target in experiment.targets({"autoscale": experiment.mixture(stand_in), **mixtures}):
         row = _planned("train", target.spec, experiment)
         runs.append({**row, "run_id": None, "status": "waiting", "max_epochs": None})
     rate, basis = _device_rate(config, experiment, size.flops_per_token)
@@ -297,8 +305,8 @@ def project(config: ExperimentConfig, token_budget: int | None = None) -> Path:
         )
 
     chosen = projected(config.project.projection)
-    # A path needs positive tokens at both budgets; holding does not.
-    has_path = float(np.min(experiment.bounds(small)[0])) > 0
+    # A path starts at the small budget with positive tokens; holding needs neither.
+    has_path = target >= small and float(np.min(experiment.bounds(small)[0])) > 0
     kinds: tuple[ProjectionKind, ...] = PROJECTIONS if has_path else ("hold",)
     content = {
         "token_budget": target,
@@ -313,9 +321,7 @@ def project(config: ExperimentConfig, token_budget: int | None = None) -> Path:
         "upper": dict(zip(experiment.domains, upper.tolist(), strict=True)),
         "alternatives": {kind: projected(kind).weights.to_dict() for kind in kinds},
     }
-    path = artifact(config, "mixture")
-    path = path.with_name(f"mixture-{format_token_count(target)}.json")
-    return write_json(path, "mixture", content)
+    return write_json(artifact(config, "mixture", target), "mixture", content)
 
 
 def target_mixtures(experiment: Experiment) -> dict[str, Mixture]:
@@ -332,9 +338,13 @@ def status(config: ExperimentConfig) -> dict[str, Any]:
     specs = [("probe", planned.spec) for planned in experiment.probes()]
     present = {name: artifact(config, name).is_file() for name in ("plan", "fit", "mixture")}
     present["report"] = artifact(config, "report").is_file()
+    problems = []
     if present["mixture"]:
-        targets = experiment.targets(target_mixtures(experiment))
-        specs += [("train", target.spec) for target in targets]
+        try:
+            targets = experiment.targets(target_mixtures(experiment))
+            specs += [("train", target.spec) for target in targets]
+        except ValueError as error:
+            problems.append(f"{artifact(config, 'mixture').name} is no use any more: {error}")
     rows = []
     for stage, spec in specs:
         state = experiment.store.status(spec)
@@ -350,7 +360,7 @@ def status(config: ExperimentConfig) -> dict[str, Any]:
                 "reason": failure and f"{failure.reason}: {failure.message}",
             }
         )
-    return {"name": config.name, "runs": rows, "artifacts": present}
+    return {"name": config.name, "runs": rows, "artifacts": present, "problems": problems}
 
 
 def _tokens_seen(experiment: Experiment, spec: RunSpec, state: str) -> int:

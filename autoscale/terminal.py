@@ -205,6 +205,8 @@ def status_table(status: Mapping[str, Any]) -> RenderableType:
     absent = [name for name, there in status["artifacts"].items() if not there]
     line = f"Written: {', '.join(written) or 'nothing yet'}."
     parts.append(Text(line + (f" Not yet: {', '.join(absent)}." if absent else "")))
+    if status["problems"]:
+        parts.append(_notes([("!", problem) for problem in status["problems"]]))
     return _limited(parts)
 
 

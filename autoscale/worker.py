@@ -10,6 +10,7 @@ import json
 import logging
 import multiprocessing
 import os
+import shutil
 import sys
 import threading
 import warnings
@@ -23,6 +24,9 @@ from .execution import Execution, Progress
 from .runs import RunFailure, RunSpec
 
 RENDEZVOUS_TIMEOUT = timedelta(minutes=30)
+# The training stack, and what DeepSpeed imports only when it makes an engine: two seconds of every
+# short run. A name that is gone in another version is skipped.
+PRELOADED = ["autoscale.trainer", "deepspeed.runtime.zero.muon.muon_optimizer"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,7 +55,7 @@ class Worker:
     def __init__(self, *, fork: bool) -> None:
         self._context: Any = multiprocessing.get_context("forkserver" if fork else "spawn")
         if fork:
-            self._context.set_forkserver_preload(["autoscale.trainer"])
+            self._context.set_forkserver_preload(PRELOADED)
 
     def start(self, assignment: Assignment) -> "Child":
         receiving, sending = self._context.Pipe(duplex=False)
@@ -121,6 +125,8 @@ def _train_in_child(assignment: Assignment, connection: Connection) -> None:
         result = train_run(assignment.spec, assignment.execution, on_progress=report)
         if assignment.rank == 0:
             result.save(folder)
+            # They lie before the end of a run that will never be resumed again.
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     except DivergedError as error:
         if assignment.rank == 0:
             RunFailure(reason="diverged", message=str(error)).save(folder)

@@ -101,6 +101,24 @@ def test_a_zero_minimum_has_no_path_to_project_on(tmp_path):
         load(tmp_path, SMALL, "solve.min_weight=0", "project.projection=full")
 
 
+def test_a_path_starts_at_the_small_budget(tmp_path):
+    assert load(tmp_path, SMALL, "train.budget=50K").train.budget.tokens == 50_000
+    with pytest.raises(ValueError, match="lies below the smaller probe budget 100K"):
+        load(tmp_path, SMALL, "train.budget=50K", "train.baselines=['full']")
+
+
+def test_a_free_amplitude_needs_a_fourth_point(tmp_path):
+    assert load(tmp_path, SMALL, "fit.amplitude=free", "probe.factors=[2, 4]")
+    with pytest.raises(ValueError, match=r"add a factor to probe\.factors"):
+        load(tmp_path, SMALL, "fit.amplitude=free")
+
+
+def test_names_and_paths_in_overrides(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load(tmp_path, SMALL, "model.name=gpt2").model.name == "gpt2"
+    assert load(tmp_path, SMALL, "model.name=./x").model.name == str(tmp_path / "x")
+
+
 def test_the_file_itself_can_be_wrong(tmp_path):
     with pytest.raises(ValueError, match=r"none.toml does not exist"):
         load_config(tmp_path / "none.toml")

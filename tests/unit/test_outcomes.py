@@ -100,7 +100,7 @@ def test_one_seed_borrows_the_noise_of_the_probe_runs(tmp_path):
     assert noise["degrees_of_freedom"] == 2
     comparison = summary["targets"]["comparisons"][0]
     reach = (comparison["high"] - comparison["low"]) / 2
-    assert reach == pytest.approx(1.645 * math.sqrt(2) * noise["sd"], rel=1e-3)
+    assert reach == pytest.approx(2.920 * math.sqrt(2) * noise["sd"], rel=1e-3)
 
 
 def test_without_any_noise_nothing_is_told_apart(tmp_path):

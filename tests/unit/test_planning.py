@@ -5,6 +5,7 @@ import pytest
 
 from autoscale.mixture import Mixture
 from autoscale.planning import Experiment
+from autoscale.stages import plan
 from tests.unit.fake_experiment import FOUR, FakeExperiment
 
 
@@ -131,4 +132,30 @@ def test_manifest_and_shards_must_agree(fake):
 def test_a_deepspeed_file_that_sets_what_the_experiment_owns_is_refused(fake):
     (fake.folder / "zero0.json").write_text('{"train_batch_size": 8}')
     with pytest.raises(ValueError, match="sets 'train_batch_size', which the experiment owns"):
+        Experiment(fake.config)
+
+
+def test_named_baselines_are_checked_as_they_are_and_unknown_mixtures_are_not(tmp_path):
+    """The optimum may lie anywhere within the caps; only what is known can be refused early."""
+    tables = {"data": {"max_epochs": 1}, "train": {"budget": "500K", "baselines": ["natural"]}}
+    plan(FakeExperiment(tmp_path / "feasible", tables=tables).config)
+    tables["train"]["baselines"] = ["uniform"]
+    fake = FakeExperiment(tmp_path / "infeasible", tables=tables)
+    with pytest.raises(ValueError, match=r"uniform-seed0' needs .* data.max_epochs is 1"):
+        plan(fake.config)
+
+
+def test_domains_that_no_run_uses_are_no_part_of_a_run(tmp_path):
+    two = {"data": {"domains": ["python_code", "cpp_headers"]}}
+    full = FakeExperiment(tmp_path / "four", tables=two)
+    known = {p.spec.identity for p in full.experiment.probes()}
+    manifest = json.loads((full.folder / "manifest.json").read_text())
+    manifest["domains"] = [d for d in manifest["domains"] if d["name"] in two["data"]["domains"]]
+    (full.folder / "manifest.json").write_text(json.dumps(manifest))
+    assert {p.spec.identity for p in full.experiment.probes()} == known
+
+
+def test_a_missing_manifest_names_the_command_that_makes_it(fake):
+    (fake.folder / "manifest.json").unlink()
+    with pytest.raises(ValueError, match="does not exist; run `autoscale prepare` first"):
         Experiment(fake.config)

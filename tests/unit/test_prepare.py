@@ -449,3 +449,13 @@ def test_two_calls_into_one_folder_are_refused(
 
     prepare(configure(tmp_path / "out", domains), progress=progress)
     assert refusals
+
+
+def test_a_variable_that_is_not_set_is_named(tmp_path):
+    source = {"name": "prose", "train": ["${CORPUS_OF_NOBODY}/prose.jsonl"]}
+    config = PrepareConfig.model_validate(
+        {"output": str(tmp_path), "domains": [source], "tokenizer": {"vocab_size": 300}}
+    )
+    expected = r"domain 'prose': environment variable CORPUS_OF_NOBODY is not set"
+    with pytest.raises(ValueError, match=expected):
+        prepare(config)

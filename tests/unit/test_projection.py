@@ -129,3 +129,17 @@ def test_errors() -> None:
             lower=[0, 0],
             upper=[1, 1],
         )
+
+
+def test_on_the_official_numbers_the_forward_projection_loses_to_holding():
+    """L1 distances to the listed optimum at 1.2B; why `hold` is the default (README, limits)."""
+    listed = {name: np.array(values) / 7 for name, values in OFFICIAL["listed"].items()}
+    small, large = listed["0.3B"] * 0.3, listed["0.6B"] * 0.6
+    forward = path_tokens(small, large, 2)
+    distances = {
+        "full": forward / forward.sum(),
+        "hold": listed["0.6B"],
+        "uniform": np.full(7, 1 / 7),
+    }
+    found = {name: np.abs(w - listed["1.2B"]).sum() for name, w in distances.items()}
+    assert found == pytest.approx({"full": 0.1045, "hold": 0.0898, "uniform": 0.566}, abs=5e-4)

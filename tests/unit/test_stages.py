@@ -125,3 +125,22 @@ def test_status_sees_every_state(fake):
     assert states == ["finished", "finished", "failed", "interrupted", "waiting"]
     assert rows[planned[2].spec.label]["reason"] == "diverged: loss is nan at step 12"
     assert rows[planned[3].spec.label]["tokens"] == 9216
+
+
+def test_a_mixture_of_other_domains_is_a_problem_in_status(fake):
+    fake.probe()
+    fake.fit_and_project()
+    path = fake.folder / "out" / "mixture-640K.json"
+    content = json.loads(path.read_text())
+    content["weights"] = {"x": 1.0}
+    path.write_text(json.dumps(content))
+    assert "is no use any more" in stages.status(fake.config)["problems"][0]
+
+
+def test_below_the_small_budget_only_holding_is_left(tmp_path):
+    tables = {"project": {"projection": "hold"}, "train": {"budget": "40K", "baselines": []}}
+    fake = FakeExperiment(tmp_path, tables=tables)
+    fake.probe()
+    stages.fit(fake.config)
+    content = read_json(stages.project(fake.config), "mixture")
+    assert set(content["alternatives"]) == {"hold"}
