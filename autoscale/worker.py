@@ -136,17 +136,24 @@ def _train_in_child(assignment: Assignment, connection: Connection) -> None:
         text = str(error) if user_mistake else f"{type(error).__name__}: {error}"
         connection.send(ChildError(message=text, user_mistake=user_mistake))
         connection.close()
-        _leave(1)
+        _abort()
     connection.close()
-    _leave(0)
+    _leave_process_group()
 
 
-def _leave(status: int) -> None:
-    """End without the interpreter's shutdown, in which process groups can still abort."""
+def _leave_process_group() -> None:
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _abort() -> None:
+    """End at once: an orderly shutdown would wait for ranks that may be gone."""
+    logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    logging.shutdown()
-    os._exit(status)
+    os._exit(1)
 
 
 def _end_with_parent() -> None:
@@ -197,10 +204,14 @@ def _join_process_group(assignment: Assignment) -> None:
 
         __compatible_ops__["deepspeed_shm_comm"] = False
     backend = "nccl" if on_gpu else "gloo"
-    if assignment.world_size == 1:
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-    else:
-        dist.init_process_group(backend, timeout=RENDEZVOUS_TIMEOUT)
+    rank, world_size = assignment.rank, assignment.world_size
+    # A store of this run's own: by the environment, the launcher's would be taken (torchrun).
+    store: dist.Store = dist.HashStore()
+    if world_size > 1:
+        store = dist.TCPStore(host, int(port), world_size, rank == 0, timeout=RENDEZVOUS_TIMEOUT)
+    dist.init_process_group(
+        backend, store=store, rank=rank, world_size=world_size, timeout=RENDEZVOUS_TIMEOUT
+    )
     import deepspeed
 
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
