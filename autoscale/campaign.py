@@ -10,12 +10,19 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from .distributed import Job, free_port
 from .execution import Execution, Progress
 from .runs import RunFailure, RunSpec, RunStore
-from .worker import Assignment, Child, Worker, decode_progress, encode_progress
+from .worker import (
+    Assignment,
+    Child,
+    ChildError,
+    Worker,
+    decode_progress,
+    encode_progress,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +122,7 @@ class Campaign:
             if taken is None:
                 return
             index, master = taken
-            self._train(self._tasks[index], master)
+            self._train(self._tasks[index], master, turn)
             if self._rank_in_group == 0:
                 self._job.store.add(f"{self._prefix}/done", 1)
             turn += 1
@@ -131,8 +138,10 @@ class Campaign:
         taken = json.loads(self._job.store.get(key))
         return None if taken is None else (int(taken[0]), str(taken[1]))
 
-    def _train(self, task: Task, master: str) -> None:
+    def _train(self, task: Task, master: str, turn: int) -> None:
+        """This rank's part of one run, until it ends or fails on any rank of the group."""
         leads = self._rank_in_group == 0
+        error_key = f"error/{self._group}/{turn}"
         if leads:
             self._store.start(task.spec)
         child = self._worker.start(
@@ -147,28 +156,34 @@ class Campaign:
         )
         try:
             while not child.poll(_POLL_SECONDS):
+                # A rank that lost its peer may wait for it until a time-out: end it now.
+                if self._ranks_per_run > 1 and self._read_text(error_key) is not None:
+                    break
                 if leads:
                     self._publish(task, child)
                 self._observe()
         finally:
             child.stop()
+        if child.error is not None:
+            text = json.dumps(asdict(child.error))
+            self._job.store.compare_set(f"{self._prefix}/{error_key}", "", text)
         if leads:
-            self._publish(task, child)
-            self._conclude(task, child)
+            error = self._read_text(error_key)
+            self._conclude(task, ChildError(**json.loads(error)) if error else None)
 
     def _publish(self, task: Task, child: Child) -> None:
         text = encode_progress(task.spec.label, child.progress)
         self._job.store.set(f"{self._prefix}/progress/{self._group}", text)
 
-    def _conclude(self, task: Task, child: Child) -> None:
-        """Account for a child that ended: its tokens, or why there is no result."""
+    def _conclude(self, task: Task, error: ChildError | None) -> None:
+        """Account for a run that ended: its tokens, or why there is no result."""
         status = self._store.status(task.spec)
         if status == "finished":
             self._job.store.add(f"{self._prefix}/tokens", task.spec.total_tokens)
-        elif child.error is not None and child.error.user_mistake:
-            self._job.store.set(f"{self._prefix}/mistake", json.dumps(child.error.message))
+        elif error is not None and error.user_mistake:
+            self._job.store.set(f"{self._prefix}/mistake", json.dumps(error.message))
         elif status != "failed":
-            cause = child.error.message if child.error else "another rank of the run ended"
+            cause = error.message if error else "it ended without a result"
             folder = self._store.folder(task.spec)
             message = f"{cause}; see log-rank*.txt in {folder}"
             RunFailure(reason="crashed", message=message).save(folder)

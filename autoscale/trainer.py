@@ -31,6 +31,7 @@ from .model import build_model, parameter_groups
 from .model_shape import model_size
 from .provenance import commit, library_versions
 from .runs import Evaluation, RunResult, RunSpec
+from .sampler import MixtureOrder
 from .schedule import checkpoint_steps, evaluation_steps, learning_rate
 
 logger = logging.getLogger(__name__)
@@ -145,7 +146,7 @@ class _Run:
                 self._evaluate(done)
             if done in save_after:
                 self._save(done)
-        result = self._result(first_step)
+        result = self._result()
         self._export()
         if self.log is not None:
             self.log.close()
@@ -192,11 +193,8 @@ class _Run:
         mfu = self._mfu(speed)
         if mfu is not None:
             scalars["mfu"] = mfu
-        order = self.stream.order
-        drawn, epochs = (
-            order.drawn(done * self.spec.sequences_per_batch),
-            order.epochs(done * self.spec.sequences_per_batch),
-        )
+        position = done * self.spec.sequences_per_batch
+        drawn, epochs = self.stream.order.drawn(position), self.stream.order.epochs(position)
         for name, count, epoch in zip(self.spec.domains, drawn, epochs, strict=True):
             scalars[f"weight/{name}"] = float(count) / max(1, int(drawn.sum()))
             scalars[f"epochs/{name}"] = float(epoch)
@@ -222,7 +220,7 @@ class _Run:
             "seconds": self._seconds(),
             "started_at": self.started_at,
             "evaluations": [asdict(evaluation) for evaluation in self.evaluations],
-            "order": self.stream.order.digest(),
+            "order": self.stream.order.state(),
         }
         save_checkpoint(self.engine, self.folder / "checkpoints", done, progress)
 
@@ -231,7 +229,7 @@ class _Run:
         progress = load_checkpoint(self.engine, self.folder / "checkpoints")
         if progress is None:
             return 0
-        if progress["order"] != self.stream.order.digest():
+        if MixtureOrder.from_state(progress["order"]).digest() != self.stream.order.digest():
             raise ValueError(
                 f"{self.folder}: the checkpoint was trained on another sample order; the data or "
                 "the code changed underneath it. Start the run again with --no-resume"
@@ -245,7 +243,7 @@ class _Run:
             return None
         return tokens_per_second * self.flops_per_token / (self.peak_flops * self.world_size)
 
-    def _result(self, first_step: int) -> RunResult:
+    def _result(self) -> RunResult:
         spec, seconds = self.spec, self._seconds()
         position = spec.num_steps * spec.sequences_per_batch
         drawn, epochs = self.stream.order.drawn(position), self.stream.order.epochs(position)

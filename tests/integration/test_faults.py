@@ -42,7 +42,7 @@ class Launched:
         while not condition(self.experiment.output / "runs"):
             assert self.process.poll() is None, self.process.stdout.read()
             assert time.monotonic() < end, "the job did not get there in time"
-            time.sleep(0.02)
+            time.sleep(0.05)
 
     def descendants(self):
         return psutil.Process(self.process.pid).children(recursive=True)
