@@ -110,16 +110,21 @@ def _base_fields(name: str) -> dict[str, Any]:
 
 
 def _hub_config(name: str) -> Path:
+    if name.count("/") != 1:
+        near = get_close_matches(name, SHORT_NAMES, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(SHORT_NAMES)}"
+        raise ValueError(
+            f"model {name!r} is no short name, no config file or folder, and no hub name (these "
+            f"are owner/name); {hint}"
+        )
     from huggingface_hub import hf_hub_download  # heavy, and only this case needs it
 
     try:
         return Path(hf_hub_download(name, "config.json"))
     except Exception as error:
-        near = get_close_matches(name, SHORT_NAMES, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(
-            f"model {name!r} is no short name ({', '.join(SHORT_NAMES)}), no local config, and the "
-            f"hub did not give it ({type(error).__name__}); {hint}check model.name"
+            f"the hub did not give the config of model {name!r} ({type(error).__name__}: {error}); "
+            "check model.name and the connection, or name a local config file"
         ) from error
 
 

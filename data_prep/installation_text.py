@@ -23,11 +23,12 @@ import inspect
 import json
 import os
 import re
-import sys
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from autoscale.progress import ProgressDisplay
 
 MIN_CHARACTERS = 200
 MAX_CHARACTERS = 4_000
@@ -86,12 +87,13 @@ def harvest(
     output: Path,
     max_bytes_per_domain: int = 4_000_000,
     roots: Sequence[Path] | None = None,
-    progress: Callable[[str, int], None] = lambda domain, text_bytes: None,
+    progress: Callable[[str, int, int], None] = lambda domain, done, total: None,
 ) -> list[Harvested]:
     """Write one JSONL file per domain into `output`.
 
     `roots` are the folders to search: by default the standard library and the installed packages
-    of the running interpreter. `progress` hears how many bytes of a domain are found.
+    of the running interpreter. `progress` hears how many bytes of a domain are found and at most
+    wanted.
 
     Raises:
         ValueError: a domain has no text at all.
@@ -108,11 +110,12 @@ def harvest(
                 continue
             rows.append(json.dumps({"text": text, "source": source}, ensure_ascii=False))
             size += len(text.encode("utf-8"))
-            progress(domain, size)
+            progress(domain, min(size, max_bytes_per_domain), max_bytes_per_domain)
             if size >= max_bytes_per_domain:
                 break
         if not rows:
             raise ValueError(f"domain {domain!r}: nothing found in {len(files)} installed files")
+        progress(domain, size, size)
         path = output / f"{domain}.jsonl"
         temporary = path.with_suffix(".tmp")
         temporary.write_text("\n".join(rows) + "\n", encoding="utf-8")
@@ -316,20 +319,13 @@ def is_legal(file: InstalledFile) -> bool:
     return plain and (LEGAL_FILE.search(file.path.name) is not None or "/licenses/" in file.name)
 
 
-def _show(domain: str, text_bytes: int) -> None:
-    """One line that is written over, on a terminal only."""
-    if sys.stderr.isatty():
-        print(f"\r{domain:<20}{text_bytes / 1e6:>8.2f} MB", end="", file=sys.stderr, flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--output", type=Path, required=True, help="folder for the JSONL files")
     parser.add_argument("--max-bytes-per-domain", type=int, default=4_000_000)
     arguments = parser.parse_args()
-    results = harvest(arguments.output, arguments.max_bytes_per_domain, progress=_show)
-    if sys.stderr.isatty():
-        print("\r" + " " * 40 + "\r", end="", file=sys.stderr)
+    with ProgressDisplay() as display:
+        results = harvest(arguments.output, arguments.max_bytes_per_domain, progress=display.stage)
     print(f"{'domain':<20}{'documents':>10}{'MB':>8}")
     for result in results:
         print(f"{result.domain:<20}{result.documents:>10}{result.text_bytes / 1e6:>8.2f}")

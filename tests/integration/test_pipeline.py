@@ -176,3 +176,41 @@ def test_zero_stages_give_the_loss_of_stage_one(finished, tiny, stage):
             assert os.path.getsize(exported) == os.path.getsize(
                 experiment.output / "runs" / run / "model" / "model.safetensors"
             )
+
+
+def test_llama_bf16_and_recomputed_activations(tiny):
+    """Other families, precisions and memory settings train the same experiment."""
+    llama = ["--set", "model={name='llama-nano'}", "--only", "probe-8K-reference"]
+    settings = [
+        [],
+        ["--set", "trainer.activation_checkpointing=true"],
+        ["--set", "trainer.precision=bf16", "--set", "trainer.schedule=wsd"],
+    ]
+    losses = []
+    for index, changes in enumerate(settings):
+        folder = tiny.output / str(index)
+        tiny.autoscale("probe", *llama, *changes, "--set", f"output_dir={folder}")
+        [path] = folder.glob("runs/*/result.json")
+        losses.append(json.loads(path.read_text())["final_mean_loss"])
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    assert losses[2] == pytest.approx(losses[0], abs=0.3)
+    assert losses[0] < math.log(320)
+
+
+def test_probes_of_several_ranks(finished, tiny):
+    """`ranks_per_run` changes how a probe is trained, not what it is."""
+    experiment, _ = finished
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2",
+            "-m", "autoscale", "probe", str(tiny.path), "--only", "probe-8K-reference",
+            "--only", "probe-4K-reference", "--set", "probe.ranks_per_run=2",
+        ],
+        capture_output=True, text=True, timeout=300, env=environment(), cwd=ROOT,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert len(tiny.results()) == 2
+    for run, result in tiny.results().items():
+        assert result["world_size"] == 2
+        alone = experiment.results()[run]
+        assert result["final_losses"] == pytest.approx(alone["final_losses"], abs=1e-3)

@@ -51,7 +51,14 @@ def test_mistakes_are_named(tmp_path):
         resolve_model(str(path), {}, **DATA)
 
 
-def test_an_unknown_name_suggests_the_nearest(monkeypatch):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_an_unknown_name_suggests_the_nearest():
     with pytest.raises(ValueError, match=r"did you mean 'gpt2-large'\?"):
         resolve_model("gpt2-lage", {}, **DATA)
+    with pytest.raises(ValueError, match=r"known are gpt2-nano, "):
+        resolve_model("zzzz", {}, **DATA)
+
+
+def test_a_hub_that_does_not_answer_is_said(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=r"the hub did not give .* 'nobody/nothing'"):
+        resolve_model("nobody/nothing", {}, **DATA)

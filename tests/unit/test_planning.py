@@ -103,10 +103,7 @@ def test_budgets_own_their_optimiser_settings(tmp_path):
         ({"model": {"name": "gpt2-nanoo"}}, "did you mean 'gpt2-nano'"),
     ],
 )
-def test_an_experiment_that_does_not_fit_its_data_is_refused(
-    tmp_path, monkeypatch, tables, message
-):
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_an_experiment_that_does_not_fit_its_data_is_refused(tmp_path, tables, message):
     fake = FakeExperiment(tmp_path, tables=tables)
     with pytest.raises(ValueError, match=message):
         Experiment(fake.config)
