@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
+import torch.distributed as dist
+
 from .distributed import Job, free_port
 from .execution import Execution, Progress
 from .runs import RunFailure, RunSpec, RunStore
@@ -98,8 +100,7 @@ class Campaign:
         if self._tasks:
             if self._group < self._num_groups:
                 self._work()
-            self._observe_until_done()
-        self._job.on_all(lambda: None)
+            self._observe_until_all_arrive()
         mistake = self._job.from_root(lambda: self._read("mistake"))
         if mistake is not None:
             raise ValueError(mistake)
@@ -189,13 +190,13 @@ class Campaign:
             RunFailure(reason="crashed", message=message).save(folder)
         self._job.store.set(f"{self._prefix}/progress/{self._group}", encode_progress("", None))
 
-    def _observe_until_done(self) -> None:
-        """Rank 0 shows the other groups' progress after its own group is done."""
-        if not self._job.is_root:
-            return
-        while self._count("done") < len(self._tasks) and self._read("mistake") is None:
+    def _observe_until_all_arrive(self) -> None:
+        """Wait for the other groups, showing their progress; a rank that died ends the wait."""
+        arrival = dist.barrier(async_op=True)
+        while not arrival.is_completed():
             self._observe()
             time.sleep(_POLL_SECONDS)
+        arrival.wait()
         self._observe()
 
     def _observe(self) -> None:

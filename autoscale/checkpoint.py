@@ -27,7 +27,12 @@ def save_checkpoint(engine: Any, folder: Path, step: int, progress: dict[str, An
     )
     dist.barrier()
     if dist.get_rank() == 0:
-        latest = {"tag": tag, "step": step, "world_size": dist.get_world_size()}
+        latest = {
+            "tag": tag,
+            "step": step,
+            "world_size": dist.get_world_size(),
+            "zero_stage": engine.zero_optimization_stage(),
+        }
         write_text(folder / "latest.json", json.dumps(latest) + "\n")
         for old in folder.glob("step-*"):
             if old.name != tag:
@@ -38,7 +43,7 @@ def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any] | None:
     """Restore the newest whole checkpoint and return its progress; None when there is none.
 
     Raises:
-        ValueError: another number of ranks wrote it.
+        ValueError: another number of ranks wrote it, or another ZeRO stage.
     """
     path = folder / "latest.json"
     if not path.is_file():
@@ -49,6 +54,13 @@ def load_checkpoint(engine: Any, folder: Path) -> dict[str, Any] | None:
             f"checkpoint {folder / latest['tag']} was written by {latest['world_size']} ranks but "
             f"this run has {dist.get_world_size()}; resume with as many, or start the run again "
             "with --no-resume"
+        )
+    stage = engine.zero_optimization_stage()
+    if latest["zero_stage"] != stage:
+        raise ValueError(
+            f"checkpoint {folder / latest['tag']} was written under ZeRO stage "
+            f"{latest['zero_stage']} but trainer.deepspeed now has stage {stage}; resume with the "
+            "same, or start the run again with --no-resume"
         )
     _, client_state = engine.load_checkpoint(str(folder), tag=latest["tag"])
     logger.info("resumed from %s after step %d", folder, latest["step"])

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -204,4 +205,6 @@ def main() -> None:
         prefix = "error" if rank == "0" else f"rank {rank}: error"
         print(f"{prefix}: {error}", file=sys.stderr, flush=True)
         sys.stdout.flush()
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            time.sleep(1)  # launchers end the other ranks at once, which have the same to say
         os._exit(2)  # other ranks may be gone: no orderly shutdown of the process group

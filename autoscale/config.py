@@ -53,6 +53,7 @@ def _looks_like_path(value: Any) -> bool:
     return isinstance(value, str) and value.startswith((".", "/", "~", "$"))
 
 
+Share = Annotated[float, Field(ge=0, lt=1)]
 FilePath = Annotated[str, BeforeValidator(_resolve_path)]
 PathOrName = Annotated[str, BeforeValidator(_resolve_path_or_name)]
 
@@ -146,7 +147,7 @@ class TrainerConfig(Section):
     """Share of the run's own steps over which the rate rises; the schedule stretches with it."""
     decay_fraction: float = Field(default=0.2, gt=0, le=1)
     """Share of the steps that decay, for `wsd`."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Share, Share] = (0.9, 0.95)
     eps: float = Field(default=1e-8, gt=0)
     weight_decay: float = Field(default=0.1, ge=0)
     grad_clip: float = Field(default=1.0, gt=0)
@@ -269,7 +270,7 @@ class TrainConfig(Section):
     baselines: tuple[BaselineConfig, ...] = (BaselineConfig(name="uniform"),)
     seeds: tuple[int, ...] | None = Field(default=None, min_length=1)
     """Seeds of every target run, paired over mixtures; by default the experiment's."""
-    ranks_per_run: int | Literal["all"] = "all"
+    ranks_per_run: Annotated[int, Field(ge=1)] | Literal["all"] = "all"
     export: bool = True
     """Write the final model of the first seed as safetensors, with its tokenizer."""
 

@@ -19,6 +19,14 @@ OWNED_BY_EXPERIMENT = {
 }
 
 
+ALLOWED = (
+    "zero_optimization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "aio",
+    "activation_checkpointing", "comms_logger", "flops_profiler", "memory_breakdown",
+    "wall_clock_breakdown",
+)  # fmt: skip
+"""How memory is spent and what is logged; everything else may change what is computed."""
+
+
 def load_deepspeed_file(path: str | Path) -> dict[str, Any]:
     """Read a DeepSpeed file and refuse keys that the experiment owns.
 
@@ -39,5 +47,17 @@ def load_deepspeed_file(path: str | Path) -> dict[str, Any]:
             raise ValueError(
                 f"trainer.deepspeed: {path} sets {key!r}, which the experiment owns; remove it "
                 f"there and set {owner}"
+            )
+    for key in settings:
+        if key not in ALLOWED:
+            raise ValueError(
+                f"trainer.deepspeed: {path} sets {key!r}, which may change what is computed and is "
+                f"no part of a run's identity; allowed are {', '.join(ALLOWED)}"
+            )
+    for key, value in settings.get("zero_optimization", {}).items():
+        if key.startswith("zero_quantized") and value:
+            raise ValueError(
+                f"trainer.deepspeed: {path} sets zero_optimization.{key}, which rounds what is "
+                "computed; remove it"
             )
     return settings

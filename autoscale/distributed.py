@@ -27,7 +27,7 @@ JOB_TIMEOUT = timedelta(days=60)
 _SLURM_NAMES = {
     "RANK": "SLURM_PROCID",
     "LOCAL_RANK": "SLURM_LOCALID",
-    "WORLD_SIZE": "SLURM_NTASKS",
+    "WORLD_SIZE": "SLURM_STEP_NUM_TASKS",  # of this srun, where SLURM_NTASKS is of the whole job
 }
 
 
@@ -161,7 +161,7 @@ def _read_launcher() -> None:
         environment.setdefault("LOCAL_RANK", "0")
     elif "OMPI_COMM_WORLD_SIZE" in environment:
         _read_mpi()
-    elif int(environment.get("SLURM_NTASKS", "1")) > 1 and "SLURM_PROCID" in environment:
+    elif int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1 and "SLURM_PROCID" in environment:
         for name, slurm_name in _SLURM_NAMES.items():
             environment[name] = environment[slurm_name]
         if "MASTER_ADDR" not in environment:

@@ -58,19 +58,23 @@ def resolve_model(
 ) -> dict[str, Any]:
     """The full transformers config of a model for this tokenizer and sequence length.
 
-    Short names take the tokenizer's vocabulary and the sequence length as they are; a config
-    from elsewhere must be large enough for both.
+    Dropout is set to 0, whatever the config says. Short names take the tokenizer's vocabulary and
+    the sequence length as they are; a config from elsewhere must be large enough for both.
 
     Raises:
         ValueError: unknown name or override, too small a vocabulary or context.
     """
     fields = _base_fields(name)
+    # Masks would depend on the rank and on where a run was resumed, and add noise to every probe.
+    fields |= {key: 0.0 for key, value in fields.items() if _is_dropout(key, value)}
     for key, value in overrides.items():
         known = [*fields, "vocab_size", *_POSITION_KEYS]
         if key not in known:
             near = get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
             raise ValueError(f"model.overrides.{key}: no field of {name!r}; {hint}")
+        if _is_dropout(key, value):
+            raise ValueError(f"model.overrides.{key}: dropout is not supported; leave it at 0")
         fields[key] = value
     _fit_vocabulary(fields, name, vocab_size)
     position_key = next((key for key in _POSITION_KEYS if key in fields), None)
@@ -83,6 +87,11 @@ def resolve_model(
         )
     fields["bos_token_id"] = fields["eos_token_id"] = end_of_text_id
     return fields
+
+
+def _is_dropout(key: str, value: Any) -> bool:
+    is_rate = isinstance(value, int | float) and not isinstance(value, bool)
+    return ("dropout" in key or key.endswith(("_pdrop", "_dropout_prob"))) and is_rate and value > 0
 
 
 def _base_fields(name: str) -> dict[str, Any]:

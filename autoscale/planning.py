@@ -65,6 +65,13 @@ class Experiment:
         used = tuple(self.manifest.domain(name) for name in self.domains)
         self.data_fingerprint = replace(self.manifest, domains=used).fingerprint
         self.deepspeed = load_deepspeed_file(config.trainer.deepspeed)
+        stage = self.deepspeed.get("zero_optimization", {}).get("stage", 0)
+        if stage == 0 and config.trainer.precision == "bf16":
+            raise ValueError(
+                f"trainer.precision 'bf16' with ZeRO stage 0 ({config.trainer.deepspeed}): there "
+                "DeepSpeed sums gradients in bf16 and takes an optimiser step of its own at the "
+                "start, so runs would differ from those of other stages; use zero1.json or fp32"
+            )
         self.model = resolve_model(
             config.model.name,
             config.model.overrides,
@@ -143,9 +150,8 @@ class Experiment:
         """The target runs of these mixtures, every mixture under every seed."""
         budget = self.config.train.budget
         batch = self._sequences_per_batch(budget)
-        num_sequences = (
-            max(1, round(budget.tokens / (batch * self.config.data.sequence_length))) * batch
-        )
+        # Never more than the budget: the epoch caps of the solved mixture were those of the budget.
+        num_sequences = budget.tokens // (batch * self.config.data.sequence_length) * batch
         planned = []
         for name, mixture in mixtures.items():
             weights = mixture.reordered(self.domains).as_array()

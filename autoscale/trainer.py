@@ -116,6 +116,9 @@ class _Run:
             "bf16": {"enabled": optimisation["precision"] == "bf16"},
             "steps_per_print": 2**31,
         }
+        if optimisation["precision"] == "bf16":
+            # Sums in bf16 would make the loss depend on the micro-batch and the number of ranks.
+            settings["data_types"] = {"grad_accum_dtype": "fp32"}
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
         return engine
 
@@ -280,6 +283,14 @@ class _Run:
         dist.barrier()
 
 
+def _step_of(line: str) -> float:
+    """The step of a record; infinite for the half of a line that a kill may leave."""
+    try:
+        return int(json.loads(line)["step"])
+    except json.JSONDecodeError:
+        return math.inf
+
+
 class _RunLog:
     """`metrics.jsonl` and TensorBoard scalars, written by the first rank of the run."""
 
@@ -289,7 +300,7 @@ class _RunLog:
         if first_step and path.is_file():
             # What came after the checkpoint is trained again, and would stand here twice.
             lines = path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= first_step]
+            kept = [line for line in lines if _step_of(line) <= first_step]
         path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
         self._file = path.open("a", encoding="utf-8")
         # Steps are tokens, so that runs with other batches stand on one axis.

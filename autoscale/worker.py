@@ -132,8 +132,10 @@ def _train_in_child(assignment: Assignment, connection: Connection) -> None:
             RunFailure(reason="diverged", message=str(error)).save(folder)
     except Exception as error:
         logging.getLogger(__name__).exception("run %s failed", assignment.spec.run_id)
-        user_mistake = isinstance(error, ValueError)
-        text = str(error) if user_mistake else f"{type(error).__name__}: {error}"
+        # Only our own refusals are plain ValueErrors; decoding errors are subclasses of it.
+        user_mistake = type(error) is ValueError
+        name = type(error).__name__
+        text = f"run {assignment.spec.label}: {error}" if user_mistake else f"{name}: {error}"
         connection.send(ChildError(message=text, user_mistake=user_mistake))
         connection.close()
         _abort()
@@ -187,16 +189,17 @@ def _join_process_group(assignment: Assignment) -> None:
     import torch.distributed as dist
 
     host, port = assignment.master.rsplit(":", 1)
+    on_gpu = os.environ.get("DS_ACCELERATOR") != "cpu"
+    device = _device_index(assignment.local_rank, torch.cuda.device_count()) if on_gpu else 0
     os.environ.update(
         RANK=str(assignment.rank),
         WORLD_SIZE=str(assignment.world_size),
-        LOCAL_RANK=str(assignment.local_rank),
+        LOCAL_RANK=str(device if on_gpu else assignment.local_rank),
         MASTER_ADDR=host,
         MASTER_PORT=port,
     )
-    on_gpu = os.environ.get("DS_ACCELERATOR") != "cpu"
     if on_gpu:
-        torch.cuda.set_device(assignment.local_rank)
+        torch.cuda.set_device(device)
     else:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
         # Otherwise each start compiles a C++ extension for over a minute, and leaks shared memory.
@@ -215,6 +218,18 @@ def _join_process_group(assignment: Assignment) -> None:
     import deepspeed
 
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
+
+
+def _device_index(local_rank: int, visible: int) -> int:
+    """The GPU of a rank: its own, or the only one where the launcher shows each rank just that."""
+    if local_rank < visible:
+        return local_rank
+    if visible == 1:
+        return 0
+    raise ValueError(
+        f"local rank {local_rank} has no GPU: {visible} are visible; start at most as many ranks "
+        "a host, or set DS_ACCELERATOR=cpu"
+    )
 
 
 def encode_progress(label: str, progress: Progress | None) -> str:

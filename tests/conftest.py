@@ -101,8 +101,13 @@ class TinyExperiment:
 def environment() -> dict[str, str]:
     """Variables for a launched program: this interpreter's commands, CPU, one thread a rank, and
     nothing from another launcher."""
-    dropped = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    kept = {key: value for key, value in os.environ.items() if key not in dropped}
+    launchers = ("SLURM_", "OMPI_", "PMI", "PRTE_", "TORCHELASTIC_", "MASTER_", "CUDA_VISIBLE_")
+    dropped = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    kept = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in dropped and not key.startswith(launchers)
+    }
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return kept | {"PATH": path, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 

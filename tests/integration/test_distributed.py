@@ -75,9 +75,9 @@ def test_incomplete_launcher_variables_are_named():
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
-        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1", "MASTER_ADDR": "h"},
-         "1 1 2 h"),
-        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, "0 0 1 127.0.0.1"),
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1",
+          "MASTER_ADDR": "h"}, "1 1 2 h"),
+        ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, "0 0 1 127.0.0.1"),
         ({}, "0 0 1 127.0.0.1"),
         ({"RANK": "3", "WORLD_SIZE": "4", "MASTER_ADDR": "h", "MASTER_PORT": "1"}, "3 0 4 h"),
     ],
@@ -96,7 +96,7 @@ def test_ranks_come_from_whichever_launcher_there_is(variables, expected):
 
 def test_srun_without_a_master_address_is_a_users_mistake():
     code = "import autoscale.distributed as d; d._read_launcher()"
-    variables = {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"}
+    variables = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_LOCALID": "1"}
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True, text=True, timeout=100, env=environment() | variables, cwd=ROOT,

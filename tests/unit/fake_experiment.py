@@ -58,7 +58,7 @@ class FakeExperiment:
     ) -> None:
         self.folder, self.domains, self.noise = folder, domains, noise
         self._write_data(available)
-        (folder / "zero0.json").write_text(json.dumps({"zero_optimization": {"stage": 0}}))
+        (folder / "zero1.json").write_text(json.dumps({"zero_optimization": {"stage": 1}}))
         self.config = self._config(tables or {})
         rng = np.random.default_rng(7)
         own = np.exp(rng.normal(0, 1.1 * gain, len(domains)))
@@ -102,7 +102,7 @@ class FakeExperiment:
             "output_dir": "out",
             "data": {"manifest": "manifest.json", "sequence_length": 128, "max_epochs": 8},
             "model": {"name": "gpt2-nano"},
-            "trainer": {"global_batch_tokens": "1024", "lr": 1e-3, "deepspeed": "zero0.json"},
+            "trainer": {"global_batch_tokens": "1024", "lr": 1e-3, "deepspeed": "zero1.json"},
             "probe": {"budgets": ["80K", "160K"], "reference_seeds": 3},
             "project": {"projection": "full"},
             "train": {

@@ -87,6 +87,8 @@ def test_a_dumped_config_is_the_same_when_read_again(tmp_path):
         ("train.baselines=['uniform', 'uniform']", "'uniform' given more than once"),
         ("model.name", "is not of the form section.key=value"),
         ("name.x=1", "'name' is a value, not a section"),
+        ("train.ranks_per_run=0", "greater than or equal to 1"),
+        ("trainer.betas=[0.9, 1.5]", "less than 1"),
         ("data.max_epochs=0.5", "greater than or equal to 1"),
     ],
 )

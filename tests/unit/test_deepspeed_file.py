@@ -34,3 +34,17 @@ def test_unreadable_files_are_refused(tmp_path, text, message):
         load_deepspeed_file(path)
     with pytest.raises(ValueError, match="does not exist; see ds_configs"):
         load_deepspeed_file(tmp_path / "none.json")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"torch_autocast": {"enabled": True}}, "sets 'torch_autocast', which may change"),
+        ({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}, "rounds what is"),
+    ],
+)
+def test_what_would_change_losses_unseen_is_refused(tmp_path, settings, message):
+    path = tmp_path / "ds.json"
+    path.write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=message):
+        load_deepspeed_file(path)

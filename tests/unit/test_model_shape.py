@@ -62,3 +62,12 @@ def test_a_hub_that_does_not_answer_is_said(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ValueError, match=r"the hub did not give .* 'nobody/nothing'"):
         resolve_model("nobody/nothing", {}, **DATA)
+
+
+def test_there_is_no_dropout(tmp_path):
+    fields = resolve_model("gpt2-nano", {}, **DATA) | {"attn_pdrop": 0.1, "hidden_dropout": 0.2}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    again = resolve_model(str(tmp_path), {}, **DATA)
+    assert (again["attn_pdrop"], again["hidden_dropout"]) == (0.0, 0.0)
+    with pytest.raises(ValueError, match="dropout is not supported"):
+        resolve_model("gpt2-nano", {"resid_pdrop": 0.1}, **DATA)

@@ -127,7 +127,7 @@ def test_manifest_and_shards_must_agree(fake):
 
 
 def test_a_deepspeed_file_that_sets_what_the_experiment_owns_is_refused(fake):
-    (fake.folder / "zero0.json").write_text('{"train_batch_size": 8}')
+    (fake.folder / "zero1.json").write_text('{"train_batch_size": 8}')
     with pytest.raises(ValueError, match="sets 'train_batch_size', which the experiment owns"):
         Experiment(fake.config)
 
@@ -156,3 +156,20 @@ def test_a_missing_manifest_names_the_command_that_makes_it(fake):
     (fake.folder / "manifest.json").unlink()
     with pytest.raises(ValueError, match="does not exist; run `autoscale prepare` first"):
         Experiment(fake.config)
+
+
+def test_bf16_needs_a_stage_that_keeps_fp32_sums(fake):
+    (fake.folder / "zero1.json").write_text('{"zero_optimization": {"stage": 0}}')
+    with pytest.raises(ValueError, match=r"'bf16' with ZeRO stage 0 .* use zero1.json or fp32"):
+        Experiment(fake.config)
+
+
+def test_a_target_never_draws_more_than_its_budget_and_so_never_more_than_its_caps(tmp_path):
+    tables = {"train": {"budget": "521500", "baselines": []}, "data": {"max_epochs": 1}}
+    fake = FakeExperiment(tmp_path, tables=tables)
+    experiment = fake.experiment
+    _, upper = experiment.bounds(521_500)
+    weights = upper / upper.sum()
+    mixture = Mixture.from_array(FOUR, np.minimum(weights, upper))
+    [target, *_] = experiment.targets({"autoscale": mixture})
+    assert 521_500 - 1024 < target.spec.total_tokens <= 521_500
