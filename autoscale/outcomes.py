@@ -12,7 +12,6 @@ from typing import Any
 from . import comparison
 from .findings import verdict_sentence
 from .mixture import Mixture
-from .objective import Objective
 from .planning import Experiment
 from .runs import RunResult
 from .token_count import format_token_count
@@ -32,11 +31,7 @@ def mixture_rows(
     results: Mapping[str, RunResult],
 ) -> list[dict[str, Any]]:
     """Each mixture of the target runs with what its finished runs gave, on average over seeds."""
-    objective = Objective.create(
-        experiment.config.fit.objective,
-        experiment.domains,
-        experiment.config.fit.objective_weights,
-    )
+    objective = experiment.objective
     listed = []
     for name, mixture in mixtures.items():
         of_mixture = [row for row in rows if row["mixture"] == name]

@@ -15,7 +15,6 @@ import numpy as np
 from .config import ExperimentConfig
 from .findings import warnings
 from .model_shape import model_size
-from .objective import Objective
 from .outcomes import is_finished, mixture_rows, targets_section
 from .planning import Experiment, PlannedTarget
 from .projection import full_projection, project
@@ -118,9 +117,7 @@ def _missing_runs(rows: Sequence[Mapping[str, Any]], has_mixture: bool) -> list[
 def _experiment_section(experiment: Experiment) -> dict[str, Any]:
     config = experiment.config
     size = model_size(experiment.model, config.data.sequence_length)
-    objective = Objective.create(
-        config.fit.objective, experiment.domains, config.fit.objective_weights
-    )
+    objective = experiment.objective
     return {
         "seed": config.seed,
         "target_budget": config.train.budget.tokens,
