@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import SourceConfig
+from .config_data import SourceConfig
 from .prepare_workers import PrepareWorkers, ScannedSource
 from .selection import DomainDocuments, Fate, hash_text
 from .text import TextSource, read_texts, resolve_sources

@@ -3,33 +3,45 @@
 Everything that can be wrong with an experiment and its data is found here, before compute is spent.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import BudgetConfig, ExperimentConfig
+from .config import ExperimentConfig, named_mixture
+from .config_data import ModelConfig
+from .config_method import BudgetConfig
+from .constraints import Constraints, Group, weight_bounds
 from .deepspeed_file import load_deepspeed_file
 from .execution import Execution
 from .manifest import Manifest
 from .mixture import Mixture, largest_remainder, require_same_names
-from .model_shape import resolve_model
+from .model_shape import model_size, resolve_model
 from .objective import Objective
-from .probes import ProbeRun, design_probes
+from .probes import Design, ProbeRun, design_probes
 from .runs import RunSpec, RunStore
 from .shards import TokenWindows
-from .solver import weight_bounds
 from .token_count import format_token_count
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlannedProbe:
-    """A probe run of one budget with its spec."""
+    """A probe run of one budget with its spec.
+
+    Attributes:
+        token_budget: as the experiment file gives it; the run's own tokens are in the spec.
+        parameters: of the model that it trains.
+        probe: its place in the design.
+        spec: what it trains.
+    """
 
     token_budget: int
+    parameters: int
     probe: ProbeRun
     spec: RunSpec
 
@@ -72,23 +84,25 @@ class Experiment:
                 "DeepSpeed sums gradients in bf16 and takes an optimiser step of its own at the "
                 "start, so runs would differ from those of other stages; use zero1.json or fp32"
             )
-        self.model = resolve_model(
-            config.model.name,
-            config.model.overrides,
-            vocab_size=self.manifest.tokenizer.vocab_size,
-            end_of_text_id=self.manifest.tokenizer.end_of_text_id,
-            sequence_length=config.data.sequence_length,
-        )
+        self.model = self._resolve_model(config.model)
+        self.probe_models = [
+            self._resolve_model(budget.model) if budget.model else self.model
+            for budget in config.probe.budgets
+        ]
         self.num_windows = [self._count_windows(name, "train") for name in self.domains]
         for name in self.domains:
             self._count_windows(name, "validation")
         self.available_tokens = [count * config.data.sequence_length for count in self.num_windows]
         self.reference = config.reference_mixture(self.domains, self.available_tokens)
-        self.objective = Objective.create(
-            config.fit.objective, self.domains, config.fit.objective_weights
+        prior = config.solve.prior
+        self.prior = (
+            None
+            if prior is None
+            else named_mixture(prior.mixture, self.domains, self.available_tokens)
         )
+        self.objective = self._objective()
         for _, budget in config.budgets():
-            self.bounds(budget.tokens)
+            self.constraints(budget.tokens).check()
         for baseline in config.train.baselines:
             if baseline.weights is not None:
                 self.mixture(baseline.weights)
@@ -113,6 +127,27 @@ class Experiment:
         )
         return len(windows)
 
+    def _resolve_model(self, model: ModelConfig) -> dict[str, Any]:
+        return resolve_model(
+            model.name,
+            model.overrides,
+            vocab_size=self.manifest.tokenizer.vocab_size,
+            end_of_text_id=self.manifest.tokenizer.end_of_text_id,
+            sequence_length=self.config.data.sequence_length,
+        )
+
+    def _objective(self) -> Objective:
+        fit = self.config.fit
+        if fit.metric == "nats":
+            return Objective.create(fit.objective, self.domains, fit.objective_weights)
+        bytes_per_token = {name: self.manifest.bytes_per_token(name) for name in self.domains}
+        return Objective.create(
+            "mean_bits_per_byte",
+            self.domains,
+            fit.objective_weights,
+            bytes_per_token=bytes_per_token,
+        )
+
     def bounds(self, token_budget: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Least and greatest weights at a budget, from the config and the tokens that exist."""
         solve, domains = self.config.solve, self.domains
@@ -126,25 +161,74 @@ class Experiment:
             max_epochs=self.config.data.max_epochs,
         )
 
+    def constraints(self, token_budget: int) -> Constraints:
+        """What a mixture of a budget must satisfy: its bounds, and those of groups of domains."""
+        lower_K, upper_K = self.bounds(token_budget)
+        groups = tuple(
+            Group(
+                name=group.name,
+                domains=group.domains,
+                lower=group.min_weight,
+                upper=group.max_weight,
+            )
+            for group in self.config.solve.groups
+        )
+        return Constraints(domains=self.domains, lower=lower_K, upper=upper_K, groups=groups)
+
     def probes(self) -> list[PlannedProbe]:
         """All probe runs, budget by budget."""
-        planned = []
-        for budget in self.config.probe.budgets:
-            batch = self._sequences_per_batch(budget)
-            for probe in design_probes(
-                self.reference,
-                num_sequences=budget.tokens // self.config.data.sequence_length,
-                sequences_per_batch=batch,
-                factors=self.config.probe.factors,
-                fixed_budget=self.config.probe.fixed_budget,
-                seed=self.config.seed,
-                reference_seeds=self.config.probe.reference_seeds,
-            ):
-                label = f"probe-{format_token_count(budget.tokens)}-{probe.label}"
-                points = self.config.evaluation.probe_points
-                spec = self._spec(label, probe.sequences, probe.seed, budget, points)
-                planned.append(PlannedProbe(token_budget=budget.tokens, probe=probe, spec=spec))
-        return planned
+        return list(self._planned_probes)
+
+    @cached_property
+    def _planned_probes(self) -> tuple[PlannedProbe, ...]:
+        return tuple(
+            planned
+            for index in range(len(self.config.probe.budgets))
+            for planned in self._probes_of_budget(index)
+        )
+
+    def _probes_of_budget(self, index: int) -> Iterator[PlannedProbe]:
+        config = self.config
+        budget, model = config.probe.budgets[index], self.probe_models[index]
+        length = config.data.sequence_length
+        parts = ["probe", format_token_count(budget.tokens)]
+        if budget.model is not None:
+            parts.append(_model_label(budget.model))
+        for probe in design_probes(
+            self.reference,
+            self._design(index),
+            num_sequences=budget.tokens // length,
+            sequences_per_batch=self._sequences_per_batch(budget),
+            max_sequences=np.floor(config.data.max_epochs * np.array(self.num_windows)),
+        ):
+            spec = self._spec(
+                "-".join([*parts, probe.label]),
+                probe.sequences,
+                seed=probe.seed,
+                budget=budget,
+                model=model,
+                evaluations=config.evaluation.probe_points,
+            )
+            yield PlannedProbe(
+                token_budget=budget.tokens,
+                parameters=model_size(model, length).parameters,
+                probe=probe,
+                spec=spec,
+            )
+
+    def _design(self, index: int) -> Design:
+        """The design of probe budget `index`."""
+        probe = self.config.probe
+        return Design(
+            kind=self.config.probe_design,
+            seed=self.config.seed,
+            reference_seeds=probe.reference_seeds,
+            replicates=probe.replicates,
+            factors=probe.factors,
+            fixed_budget=self.config.fixed_budget,
+            num_mixtures=self.config.num_mixtures(index, len(self.domains)),
+            concentration=probe.concentration,
+        )
 
     def targets(self, mixtures: Mapping[str, Mixture]) -> list[PlannedTarget]:
         """The target runs of these mixtures, every mixture under every seed."""
@@ -158,8 +242,14 @@ class Experiment:
             sequences = tuple(largest_remainder(weights, num_sequences).tolist())
             for seed in self.config.train_seeds:
                 label = f"train-{format_token_count(budget.tokens)}-{name}-seed{seed}"
-                points = self.config.evaluation.points
-                spec = self._spec(label, sequences, seed, budget, points)
+                spec = self._spec(
+                    label,
+                    sequences,
+                    seed=seed,
+                    budget=budget,
+                    model=self.model,
+                    evaluations=self.config.evaluation.points,
+                )
                 planned.append(PlannedTarget(mixture=name, seed=seed, spec=spec))
         return planned
 
@@ -212,8 +302,10 @@ class Experiment:
         self,
         label: str,
         sequences: Sequence[int],
+        *,
         seed: int,
         budget: BudgetConfig,
+        model: Mapping[str, Any],
         evaluations: int,
     ) -> RunSpec:
         self._check_epochs(label, sequences)
@@ -223,7 +315,7 @@ class Experiment:
             sequences=tuple(sequences),
             sequence_length=self.config.data.sequence_length,
             seed=seed,
-            model=self.model,
+            model=model,
             optimisation=self._optimisation(budget),
             evaluation={
                 "domains": list(self.domains),
@@ -269,3 +361,9 @@ def _by_domain(
         require_same_names(given, domains, what=what)
         return [given[name] for name in domains]
     return given
+
+
+def _model_label(model: ModelConfig) -> str:
+    """A model as part of a run's label, e.g. `gpt2-nano-n_layer1`."""
+    parts = [Path(model.name).name, *(f"{key}{value}" for key, value in model.overrides.items())]
+    return re.sub(r"[^A-Za-z0-9_.-]", "", "-".join(parts))

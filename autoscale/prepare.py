@@ -28,7 +28,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .config import PrepareConfig
+from .config_data import PrepareConfig
 from .documents import DomainText, Progress, batches, resolve_domain, scan_domains
 from .domain_shards import (
     FORMAT,

@@ -1,24 +1,60 @@
 """Which probe runs one token budget needs, and how many sequences of each domain they draw.
 
-Direct data optimisation as published (Kang et al., arXiv 2407.20177, section 3.2): the reference
-mixture, and every domain once with its data times r and once divided by r while the other domains'
-data stay unchanged, 2K + 1 runs. The alternative keeps the total and lets the others give way.
+One-at-a-time design, direct data optimisation as published (Kang et al., arXiv 2407.20177,
+section 3.2): the reference mixture, and every domain once with its data times r and once divided by
+r while the other domains' data stay unchanged, 2K + 1 runs. The alternative keeps the total and
+lets the others give way. Dirichlet and optimal designs change all domains at once, at one total:
+the reference mixture and mixtures of `designs.py` around it.
 
-Runs draw whole sequences and train in whole batches, so the counts here are integers and the
-factors only nearly r. Fits use the tokens realised, never r.
+Runs draw whole sequences and train in whole batches, so the counts here are integers and factors
+and weights only nearly those asked for. Fits use the tokens realised.
+
+All runs of a design share the seed of initialisation and order (common random numbers), so that
+noise that they share cancels in their differences; runs under further seeds measure it.
 """
 
-# K domains
+# K domains, P mixtures
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
+from .designs import CONCENTRATION, dirichlet_mixtures, optimal_mixtures
 from .mixture import Mixture, largest_remainder
 
 Counts = NDArray[np.int64]
+DesignKind = Literal["one_at_a_time", "dirichlet", "optimal"]
+
+NUM_CANDIDATES = 1000  # of an optimal design; a constant, so that more runs keep the earlier ones
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Design:
+    """How the runs of a budget are laid out.
+
+    Attributes:
+        kind: `one_at_a_time`, `dirichlet` or `optimal`.
+        seed: of initialisation and order of all runs, and of the mixtures drawn.
+        reference_seeds: how many seeds the reference runs with (seed, seed + 1, ...); two or more
+            measure the noise between seeds.
+        replicates: how many seeds every other run has, the same ones.
+        factors: r > 1, distinct; one at a time only.
+        fixed_budget: keep the total instead of the other domains; one at a time only.
+        num_mixtures: mixtures beside the reference; not one at a time.
+        concentration: least and greatest, see `dirichlet_mixtures`; not one at a time.
+    """
+
+    kind: DesignKind
+    seed: int = 0
+    reference_seeds: int = 1
+    replicates: int = 1
+    factors: tuple[float, ...] = (3.0,)
+    fixed_budget: bool = False
+    num_mixtures: int = 0
+    concentration: tuple[float, float] = CONCENTRATION
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,88 +62,158 @@ class ProbeRun:
     """One probe run.
 
     Attributes:
-        label: "reference", "reference-seed1", "arxiv-up3", "arxiv-down3"; unique in a design.
-        domain: the domain that is scaled; None in a reference run.
+        label: "reference", "arxiv-up3", "arxiv-down3", "mix-007", under further seeds
+            "reference-seed1"; unique in a design.
+        domain: the domain that is scaled; None where none is or all are.
         factor: its sequences in multiples of the reference run's, as realised; 1 in a reference
-            run.
-        seed: of initialisation and order; all runs but the extra reference runs share one.
+            run, None in a run that changes all domains.
+        seed: of initialisation and order.
         sequences: sequences drawn from each domain, in domain order.
     """
 
     label: str
     domain: str | None
-    factor: float
+    factor: float | None
     seed: int
     sequences: tuple[int, ...]
+
+    @property
+    def is_reference(self) -> bool:
+        return self.domain is None and self.factor is not None
 
 
 def design_probes(
     reference: Mixture,
+    design: Design,
     *,
     num_sequences: int,
     sequences_per_batch: int,
-    factors: Sequence[float],
-    fixed_budget: bool,
-    seed: int,
-    reference_seeds: int,
+    max_sequences: ArrayLike | None = None,
 ) -> tuple[ProbeRun, ...]:
-    """The probe runs of one token budget: reference runs first, then down and up by domain.
+    """The probe runs of one token budget, reference runs first.
 
-    The reference run draws `num_sequences`, rounded to whole batches, by largest remainder. As
-    published (`fixed_budget` false) a scaled run differs from it in the scaled domain's count
-    alone, which is the one nearest to the factor that fills whole batches, between 1 and the
-    reference count (down) or above that (up). With `fixed_budget` the total stays, the scaled
-    count is the nearest integer, and the others share the rest in their reference proportions.
+    The reference run draws `num_sequences`, rounded to whole batches, by largest remainder.
+
+    One at a time the runs follow domain by domain, down before up. As published (`fixed_budget`
+    false) a scaled run differs from the reference in the scaled domain's count alone, which is the
+    one nearest to the factor that fills whole batches, between 1 and the reference count (down) or
+    above that (up). With `fixed_budget` the total stays, the scaled count is the nearest integer,
+    and the others share the rest in their reference proportions.
+
+    Mixtures that change all domains have the reference run's total. They differ between budgets:
+    a mixture met at two budgets would tell less.
 
     Args:
         reference: the mixture probed around; every weight positive.
+        design: which runs.
         num_sequences: token budget over sequence length.
         sequences_per_batch: global batch in sequences.
-        factors: r > 1, distinct.
-        fixed_budget: keep the total instead of the other domains.
-        seed: shared by the reference and all scaled runs.
-        reference_seeds: how many seeds the reference runs with (seed, seed + 1, ...); two or more
-            measure the noise between seeds.
+        max_sequences: most sequences of each domain that a drawn mixture may need, shape
+            (num_domains,); by default any. A run one at a time is what its factor makes it.
 
     Raises:
         ValueError: a factor, the budget or the reference mixture cannot be probed; the message
             says which would do.
     """
-    _check_arguments(reference, factors, reference_seeds)
+    _check_design(reference, design)
     base_K = _reference_counts(reference, num_sequences, sequences_per_batch)
-    runs = [
+    first = ProbeRun(
+        label="reference",
+        domain=None,
+        factor=1.0,
+        seed=design.seed,
+        sequences=tuple(base_K.tolist()),
+    )
+    if design.kind != "one_at_a_time":
+        upper_K = None if max_sequences is None else np.asarray(max_sequences) / base_K.sum()
+        runs = _mixture_runs(reference, design, base_K, upper_K)
+        _check_distinct([first, *runs], "lower probe.runs")
+    else:
+        if not design.fixed_budget:
+            _check_batches(reference, base_K, num_sequences, sequences_per_batch)
+        runs = list(_scaled_runs(reference.domains, design, base_K, sequences_per_batch))
+        _check_distinct(runs, "take factors further apart")
+    references = _under_seeds(first, design.reference_seeds)
+    return (*references, *(again for run in runs for again in _under_seeds(run, design.replicates)))
+
+
+def _under_seeds(run: ProbeRun, num_seeds: int) -> list[ProbeRun]:
+    """The run under its seed and the ones that follow."""
+    others = range(1, num_seeds)
+    return [run, *(replace(run, label=f"{run.label}-seed{k}", seed=run.seed + k) for k in others)]
+
+
+def _mixture_runs(
+    reference: Mixture, design: Design, base_K: Counts, upper_K: ArrayLike | None
+) -> list[ProbeRun]:
+    """Runs of mixtures around the reference, at its total."""
+    total = int(base_K.sum())
+    optimal = design.kind == "optimal"
+    weights_PK = dirichlet_mixtures(
+        reference,
+        NUM_CANDIDATES if optimal else design.num_mixtures,
+        stream=(design.seed, total),
+        concentration=design.concentration,
+        upper=upper_K,
+    )
+    if optimal:
+        known = base_K[None] / total
+        weights_PK = optimal_mixtures(weights_PK, design.num_mixtures, known=known)
+    return [
         ProbeRun(
-            label="reference" if k == 0 else f"reference-seed{k}",
+            label=f"mix-{p:03d}",
             domain=None,
-            factor=1.0,
-            seed=seed + k,
-            sequences=tuple(base_K.tolist()),
+            factor=None,
+            seed=design.seed,
+            sequences=tuple(largest_remainder(weights_K, total).tolist()),
         )
-        for k in range(reference_seeds)
+        for p, weights_K in enumerate(weights_PK)
     ]
-    if not fixed_budget:
-        _check_batches(reference, base_K, num_sequences, sequences_per_batch)
-    for i, domain in enumerate(reference.domains):
-        for factor in factors:
+
+
+def _scaled_runs(
+    domains: Sequence[str], design: Design, base_K: Counts, sequences_per_batch: int
+) -> Iterator[ProbeRun]:
+    """Every domain scaled down and up by every factor."""
+    for i, domain in enumerate(domains):
+        for factor in design.factors:
             for direction, scale in (("down", 1 / factor), ("up", factor)):
-                if fixed_budget:
-                    counts_K = _scale_at_fixed_total(reference.domains, base_K, i, scale)
+                if design.fixed_budget:
+                    counts_K = _scale_at_fixed_total(domains, base_K, i, scale)
                 else:
                     counts_K = _scale_one(base_K, i, scale, sequences_per_batch)
-                runs.append(
-                    ProbeRun(
-                        label=f"{domain}-{direction}{factor:g}",
-                        domain=domain,
-                        factor=float(counts_K[i] / base_K[i]),
-                        seed=seed,
-                        sequences=tuple(counts_K.tolist()),
-                    )
+                yield ProbeRun(
+                    label=f"{domain}-{direction}{factor:g}",
+                    domain=domain,
+                    factor=float(counts_K[i] / base_K[i]),
+                    seed=design.seed,
+                    sequences=tuple(counts_K.tolist()),
                 )
-    _check_distinct(runs[reference_seeds:])
-    return tuple(runs)
 
 
-def _check_arguments(reference: Mixture, factors: Sequence[float], reference_seeds: int) -> None:
+def _check_design(reference: Mixture, design: Design) -> None:
+    if design.reference_seeds < 1:
+        raise ValueError(
+            f"the reference runs with {design.reference_seeds} seeds; expected at least 1"
+        )
+    if design.replicates < 1:
+        raise ValueError(f"every run has {design.replicates} replicates; expected at least 1")
+    if design.kind != "one_at_a_time":
+        if design.num_mixtures < 1:
+            raise ValueError(
+                f"a {design.kind} design of {design.num_mixtures} mixtures; expected at least 1"
+            )
+        return
+    _check_factors(design.factors)
+    for domain, weight in reference.to_dict().items():
+        if weight == 0:
+            raise ValueError(
+                f"domain {domain!r} has weight 0 in the reference mixture and cannot be scaled; "
+                "give it a positive reference weight or leave the domain out"
+            )
+
+
+def _check_factors(factors: Sequence[float]) -> None:
     if not factors:
         raise ValueError("probe.factors is empty; expected at least one factor above 1, e.g. [3]")
     for factor in factors:
@@ -118,14 +224,6 @@ def _check_arguments(reference: Mixture, factors: Sequence[float], reference_see
             )
     if len(set(factors)) < len(factors):
         raise ValueError(f"probe.factors {list(factors)} repeats a factor; name each once")
-    if reference_seeds < 1:
-        raise ValueError(f"the reference runs with {reference_seeds} seeds; expected at least 1")
-    for domain, weight in reference.to_dict().items():
-        if weight == 0:
-            raise ValueError(
-                f"domain {domain!r} has weight 0 in the reference mixture and cannot be scaled; "
-                "give it a positive reference weight or leave the domain out"
-            )
 
 
 def _reference_counts(reference: Mixture, num_sequences: int, sequences_per_batch: int) -> Counts:
@@ -206,13 +304,13 @@ def _scale_at_fixed_total(domains: Sequence[str], base_K: Counts, i: int, scale:
     return counts_K
 
 
-def _check_distinct(runs: Sequence[ProbeRun]) -> None:
-    """Two factors that round to one count would train the same run twice."""
+def _check_distinct(runs: Sequence[ProbeRun], remedy: str) -> None:
+    """Two runs that round to one count would be the same run, trained once and counted twice."""
     first: dict[tuple[int, ...], str] = {}
     for run in runs:
         label = first.setdefault(run.sequences, run.label)
         if label != run.label:
             raise ValueError(
                 f"probe runs {label!r} and {run.label!r} draw the same sequences; raise the token "
-                "budget, lower the batch or take factors further apart"
+                f"budget, lower the batch or {remedy}"
             )

@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 
+from .constraints import project_onto_bounds
 from .mixture import Mixture
-from .solver import project_onto_bounds
 from .token_count import round_token_count
 
 Array = NDArray[np.float64]

@@ -14,19 +14,17 @@ from typing import Any
 import numpy as np
 
 from .config import ExperimentConfig
+from .constraints import project_onto_bounds
+from .joint_fit import fit_joint, project_joint
 from .mixture import Mixture
 from .model_shape import model_size
-from .objective import Objective
 from .planning import Experiment, PlannedProbe
-from .projection import Projection, ProjectionKind
-from .projection import project as project_tokens
+from .published_fit import fit_published, project_published
 from .records import read_json, write_json
-from .runs import RunResult, RunSpec
-from .scaling_law import FitError, fit_separable
-from .solver import project_onto_bounds, solve_mixture
+from .runs import RunSpec
 from .token_count import format_token_count
 
-PROJECTIONS: tuple[ProjectionKind, ...] = ("full", "hold", "damped")
+PROJECTIONS = ("joint", "hold", "full", "damped")
 ASSUMED_MFU = 0.4
 """Share of the peak rate assumed where nothing was measured yet; a usual value for dense models."""
 
@@ -61,8 +59,6 @@ def plan(config: ExperimentConfig) -> Path:
         row = _planned("train", target.spec, experiment)
         runs.append({**row, "run_id": None, "status": "waiting", "max_epochs": None})
     rate, basis = _device_rate(config, experiment, size.flops_per_token)
-    for row in runs:
-        row["flops"] = row["tokens"] * size.flops_per_token
     totals = {}
     for stage in ("probe", "train"):
         rows = [row for row in runs if row["stage"] == stage]
@@ -94,6 +90,7 @@ def _planned(stage: str, spec: RunSpec, experiment: Experiment) -> dict[str, Any
         for count, available in zip(spec.sequences, experiment.num_windows, strict=True)
     ]
     most = int(np.argmax(epochs))
+    size = model_size(spec.model, spec.sequence_length)
     return {
         "stage": stage,
         "label": spec.label,
@@ -101,6 +98,8 @@ def _planned(stage: str, spec: RunSpec, experiment: Experiment) -> dict[str, Any
         "seed": spec.seed,
         "tokens": spec.total_tokens,
         "tokens_by_domain": spec.tokens,
+        "parameters": size.parameters,
+        "flops": spec.total_tokens * size.flops_per_token,
         "steps": spec.num_steps,
         "max_epochs": {"domain": spec.domains[most], "epochs": epochs[most]},
         "status": experiment.store.status(spec),
@@ -124,29 +123,22 @@ def _device_rate(
 
 
 def fit(config: ExperimentConfig) -> Path:
-    """Fit the law of every domain at every probe budget and solve for the best mixture there.
+    """Fit the law to the probe results and solve for the best mixture at every probe budget.
 
     Raises:
-        ValueError: probe runs are missing, or more failed than `probe.max_failed` allows.
+        ValueError: probe runs are missing, more failed than `probe.max_failed` allows, or the runs
+            cannot carry the law.
     """
     experiment = Experiment(config)
-    objective = experiment.objective
     planned = experiment.probes()
     _require_results(planned, experiment)
-    budgets = [
-        _fit_budget(budget.tokens, planned, experiment, objective)
-        for budget in config.probe.budgets
+    finished = [
+        (probe, experiment.store.result(probe.spec))
+        for probe in planned
+        if experiment.store.status(probe.spec) == "finished"
     ]
-    content = {
-        "law": config.fit.law,
-        "amplitude": config.fit.amplitude,
-        "objective": objective.to_dict(),
-        "domains": list(experiment.domains),
-        "reference": experiment.reference.to_dict(),
-        "fixed_budget": config.probe.fixed_budget,
-        "budgets": budgets,
-    }
-    return write_json(artifact(config, "fit"), "fit", content)
+    fit_law = fit_published if config.fit.law == "autoscale" else fit_joint
+    return write_json(artifact(config, "fit"), "fit", fit_law(experiment, finished))
 
 
 def _require_results(planned: Sequence[PlannedProbe], experiment: Experiment) -> None:
@@ -177,99 +169,6 @@ def _require_results(planned: Sequence[PlannedProbe], experiment: Experiment) ->
             )
 
 
-def _fit_budget(
-    token_budget: int,
-    planned: Sequence[PlannedProbe],
-    experiment: Experiment,
-    objective: Objective,
-) -> dict[str, Any]:
-    """Laws and optimum of one budget; all from realised tokens."""
-    config, domains, store = experiment.config, experiment.domains, experiment.store
-    runs = [
-        (probe, store.result(probe.spec))
-        for probe in planned
-        if probe.token_budget == token_budget and store.status(probe.spec) == "finished"
-    ]
-    references = [(p, r) for p, r in runs if p.probe.domain is None]
-    paired = [(p, r) for p, r in runs if p.probe.seed == config.seed]
-    base = next((r for p, r in references if p.probe.seed == config.seed), None)
-    if base is None:
-        raise FitError(
-            f"the reference run at {format_token_count(token_budget)} failed; every law is "
-            "relative to it. Remove its folder and run `autoscale probe` again"
-        )
-    base_tokens = np.array([base.tokens[name] for name in domains], dtype=np.float64)
-    base_value = objective.value(base.final_losses)
-    multiples_PK = np.array([[r.tokens[name] for name in domains] for _, r in paired]) / base_tokens
-    values_P = np.array([objective.value(r.final_losses) for _, r in paired])
-    laws = fit_separable(
-        domains, multiples_PK, values_P / base_value, amplitude=config.fit.amplitude
-    )
-    lower, upper = experiment.bounds(token_budget)
-    reference = Mixture.from_array(domains, base_tokens)
-    solution = solve_mixture(laws, reference, lower=lower, upper=upper)
-    at_reference = sum(float(law(1.0)) for law in laws)
-    noise = [objective.value(result.final_losses) for _, result in references]
-    weights = solution.mixture.to_dict()
-    return {
-        "token_budget": token_budget,
-        "reference_tokens": dict(base.tokens),
-        "base_objective": base_value,
-        "num_runs": len(runs),
-        "seed_noise": float(np.std(noise, ddof=1)) if len(noise) > 1 else None,
-        "effects": _effects(paired, base_value, objective),
-        "points": [_point(p, r, domains, base_tokens, objective) for p, r in runs],
-        "laws": [law.to_dict() for law in laws],
-        "solution": {
-            "weights": weights,
-            "tokens": {name: weight * token_budget for name, weight in weights.items()},
-            # The laws add up their changes from the reference; their levels are relative to it.
-            "objective": base_value * (1 + solution.objective - at_reference),
-            "duality_gap": solution.duality_gap,
-            "at_lower": list(solution.at_lower),
-            "at_upper": list(solution.at_upper),
-            "lower": dict(zip(domains, lower.tolist(), strict=True)),
-            "upper": dict(zip(domains, upper.tolist(), strict=True)),
-        },
-    }
-
-
-def _effects(
-    paired: Sequence[tuple[PlannedProbe, RunResult]], base_value: float, objective: Objective
-) -> dict[str, dict[str, float]]:
-    """Change of the objective when one domain is scaled by the outermost factors."""
-    effects: dict[str, dict[str, float]] = {}
-    for planned, result in sorted(paired, key=lambda pair: abs(np.log(pair[0].probe.factor))):
-        if planned.probe.domain is not None:
-            direction = "up" if planned.probe.factor > 1 else "down"
-            change = objective.value(result.final_losses) - base_value
-            effects.setdefault(planned.probe.domain, {})[direction] = change
-    return effects
-
-
-def _point(
-    planned: PlannedProbe,
-    result: RunResult,
-    domains: Sequence[str],
-    base_tokens: Any,
-    objective: Objective,
-) -> dict[str, Any]:
-    domain = planned.probe.domain
-    factor = 1.0
-    if domain is not None:
-        factor = result.tokens[domain] / float(base_tokens[domains.index(domain)])
-    return {
-        "run_id": planned.spec.run_id,
-        "label": planned.probe.label,
-        "seed": planned.probe.seed,
-        "domain": domain,
-        "factor": factor,
-        "tokens": dict(result.tokens),
-        "objective": objective.value(result.final_losses),
-        "losses": dict(result.final_losses),
-    }
-
-
 def project(config: ExperimentConfig, token_budget: int | None = None) -> Path:
     """Carry the optima at the probe budgets to the target budget; write the mixture.
 
@@ -284,43 +183,13 @@ def project(config: ExperimentConfig, token_budget: int | None = None) -> Path:
             f"{artifact(config, 'fit')} was fitted on {', '.join(fitted['domains'])} but the "
             f"experiment has {', '.join(experiment.domains)}; run `autoscale fit` again"
         )
-    by_budget = {entry["token_budget"]: entry["solution"]["tokens"] for entry in fitted["budgets"]}
-    small, large = config.projection_budgets
-    if small not in by_budget or large not in by_budget:
+    if (fitted["law"] == "autoscale") != (config.fit.law == "autoscale"):
         raise ValueError(
-            f"{artifact(config, 'fit')} has no optimum at {format_token_count(small)} and "
-            f"{format_token_count(large)}; run `autoscale fit` again"
+            f"{artifact(config, 'fit')} was fitted with law {fitted['law']!r} but fit.law is now "
+            f"{config.fit.law!r}; run `autoscale fit` again"
         )
-    lower, upper = experiment.bounds(target)
-
-    def projected(kind: ProjectionKind) -> Projection:
-        return project_tokens(
-            kind,
-            domains=experiment.domains,
-            small_tokens=[by_budget[small][name] for name in experiment.domains],
-            large_tokens=[by_budget[large][name] for name in experiment.domains],
-            token_budget=target,
-            lower=lower,
-            upper=upper,
-        )
-
-    chosen = projected(config.project.projection)
-    # A path starts at the small budget with positive tokens; holding needs neither.
-    has_path = target >= small and float(np.min(experiment.bounds(small)[0])) > 0
-    kinds: tuple[ProjectionKind, ...] = PROJECTIONS if has_path else ("hold",)
-    content = {
-        "token_budget": target,
-        "projection": chosen.kind,
-        "budgets": [small, large],
-        "t": chosen.t,
-        "weights": chosen.weights.to_dict(),
-        "unbounded_weights": chosen.unbounded_weights.to_dict(),
-        "bounded": list(chosen.bounded),
-        "change_l1": chosen.change_l1,
-        "lower": dict(zip(experiment.domains, lower.tolist(), strict=True)),
-        "upper": dict(zip(experiment.domains, upper.tolist(), strict=True)),
-        "alternatives": {kind: projected(kind).weights.to_dict() for kind in kinds},
-    }
+    project_law = project_published if config.fit.law == "autoscale" else project_joint
+    content = project_law(experiment, fitted, target)
     return write_json(artifact(config, "mixture", target), "mixture", content)
 
 

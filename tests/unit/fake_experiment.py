@@ -104,6 +104,7 @@ class FakeExperiment:
             "model": {"name": "gpt2-nano"},
             "trainer": {"global_batch_tokens": "1024", "lr": 1e-3, "deepspeed": "zero1.json"},
             "probe": {"budgets": ["80K", "160K"], "reference_seeds": 3},
+            "fit": {"law": "autoscale"},
             "project": {"projection": "full"},
             "train": {
                 "budget": "640K",

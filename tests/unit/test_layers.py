@@ -11,12 +11,14 @@ PACKAGE = Path(__file__).parents[2] / "autoscale"
 
 LAYERS = {
     "numerics": {
-        "comparison", "mixture", "objective", "permutation", "probes", "projection", "quota_tree",
-        "sampler", "scaling_law", "schedule", "solver", "token_count",
+        "comparison", "designs", "mixture", "objective", "permutation", "probes", "projection",
+        "quota_tree",
+        "run_table", "sampler", "scaling_law", "schedule", "solver", "token_count",
     },
     "records": {
-        "config", "deepspeed_file", "execution", "indexed_shard", "manifest", "model_shape",
-        "provenance", "records", "runs", "shards",
+        "config", "config_checks", "config_data", "config_method", "deepspeed_file", "execution",
+        "indexed_shard", "manifest", "model_shape",
+        "provenance", "records", "run_table_file", "runs", "shards",
     },
     "text": {
         "documents", "domain_shards", "prepare", "prepare_workers", "selection", "text",

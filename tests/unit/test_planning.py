@@ -8,6 +8,8 @@ from autoscale.planning import Experiment
 from autoscale.stages import plan
 from tests.unit.fake_experiment import FOUR, FakeExperiment
 
+JOINT = {"fit": {"law": "auto"}}  # the fake experiment's law is the published one
+
 
 @pytest.fixture
 def fake(tmp_path):
@@ -99,6 +101,18 @@ def test_budgets_own_their_optimiser_settings(tmp_path):
         ({"solve": {"max_weight": 0.2}}, "sum to 0.8"),
         ({"solve": {"min_weight": {"python_code": 0.1}}}, "solve.min_weight lacks domain"),
         ({"fit": {"objective_weights": {"python": 1.0}}}, "did you mean 'python_code'"),
+        ({"solve": {"prior": {"strength": 1, "mixture": {"cobol": 1.0}}}, **JOINT}, "cobol"),
+        ({"solve": {"groups": [{"name": "g", "domains": ["cobol"]}]}, **JOINT}, "group 'g'.*cobol"),
+        (
+            {
+                "solve": {
+                    "max_weight": 0.3,
+                    "groups": [{"name": "g", "domains": list(FOUR[:2]), "min_weight": 0.7}],
+                },
+                **JOINT,
+            },
+            "no mixture has .*minimum 0.7 of group 'g'",
+        ),
         ({"train": {"baselines": [{"name": "mine", "weights": {"cobol": 1.0}}]}}, "cobol"),
         ({"model": {"name": "gpt2-nanoo"}}, "did you mean 'gpt2-nano'"),
     ],
@@ -173,3 +187,80 @@ def test_a_target_never_draws_more_than_its_budget_and_so_never_more_than_its_ca
     mixture = Mixture.from_array(FOUR, np.minimum(weights, upper))
     [target, *_] = experiment.targets({"autoscale": mixture})
     assert 521_500 - 1024 < target.spec.total_tokens <= 521_500
+
+
+def joint(folder, **probe):
+    return FakeExperiment(folder, tables={**JOINT, "probe": probe}).experiment
+
+
+def test_drawn_probes_share_total_and_seed_and_are_told_from_references(tmp_path):
+    planned = joint(tmp_path, runs=[5, 7]).probes()
+    for budget, runs in ((80_000, 5), (160_000, 7)):
+        probes = [p for p in planned if p.token_budget == budget]
+        assert [p.probe.is_reference for p in probes] == [True] * 3 + [False] * runs
+        assert len({p.spec.total_tokens for p in probes}) == 1
+        assert {p.spec.seed for p in probes[3:]} == {0}
+        assert probes[-1].spec.label.endswith(f"K-mix-{runs - 1:03d}")
+    assert len({p.spec.identity for p in planned}) == len(planned) == 18
+    mixtures = [np.array(p.spec.sequences) / sum(p.spec.sequences) for p in planned]
+    assert not np.isclose(mixtures[3], mixtures[11], atol=0.01).all()  # mix-000 at both budgets
+
+
+def test_more_drawn_probes_keep_the_runs_that_are_done(tmp_path):
+    few = {p.spec.identity for p in joint(tmp_path / "few", runs=4).probes()}
+    many = {p.spec.identity for p in joint(tmp_path / "many", runs=9, replicates=2).probes()}
+    assert few < many
+    by_default = joint(tmp_path / "default").probes()
+    assert len(by_default) == 2 * (3 + 2 * len(FOUR))
+
+
+@pytest.mark.parametrize("design", ["dirichlet", "optimal"])
+def test_no_drawn_probe_repeats_a_domain_more_than_allowed(tmp_path, design):
+    tables = {**JOINT, "data": {"max_epochs": 1}, "train": {"budget": "400K"}}
+    tables["probe"] = {"design": design, "budgets": ["350K"], "runs": 12}
+    tables["project"] = {"projection": "auto"}
+    experiment = FakeExperiment(tmp_path, tables=tables).experiment
+    most = [max(p.spec.sequences[i] for p in experiment.probes()) for i in range(4)]
+    assert (np.array(most) <= experiment.num_windows).all()
+    assert max(most) > 0.9 * min(experiment.num_windows)
+
+
+def test_probes_may_train_models_of_other_sizes(tmp_path):
+    micro = {"tokens": "80K", "model": {"name": "gpt2-micro", "overrides": {"n_layer": 1}}}
+    experiment = joint(tmp_path, budgets=["80K", "160K", micro], runs=3)
+    planned = experiment.probes()
+    own = [p for p in planned if p.spec.model == experiment.model]
+    other = [p for p in planned if p.spec.model != experiment.model]
+    assert len(own) == 12 and len(other) == 6
+    assert {p.spec.model["n_embd"] for p in other} == {96}
+    assert len({p.parameters for p in own}) == 1
+    assert other[0].parameters != own[0].parameters
+    assert other[0].spec.label == "probe-80K-gpt2-micro-n_layer1-reference"
+    assert len({p.spec.label for p in planned}) == len(planned)
+    assert experiment.targets({"uniform": Mixture.uniform(FOUR)})[0].spec.model == experiment.model
+
+
+def test_constraints_are_bounds_caps_and_groups(tmp_path):
+    group = {"name": "code", "domains": ["python_code", "cpp_headers"], "max_weight": 0.5}
+    tables = {**JOINT, "solve": {"groups": [group], "min_weight": 0.1}, "data": {"max_epochs": 1}}
+    tables["solve"]["prior"] = {"strength": 0.1, "mixture": "natural"}
+    tables["train"] = {"budget": "320K"}
+    experiment = FakeExperiment(tmp_path, tables=tables).experiment
+    constraints = experiment.constraints(320_000)
+    lower, upper = experiment.bounds(320_000)
+    assert (constraints.lower == lower).all() and (constraints.upper == upper).all()
+    assert lower.tolist() == [0.1] * 4 and (upper < 0.5).all()
+    [found] = constraints.groups
+    assert (found.domains, found.lower, found.upper) == (("python_code", "cpp_headers"), 0, 0.5)
+    assert experiment.prior == Mixture.natural(FOUR, experiment.available_tokens)
+
+
+def test_bits_per_byte_as_metric_weigh_losses_by_the_bytes_of_a_token(tmp_path):
+    tables = {"fit": {"law": "auto", "metric": "bits_per_byte"}}
+    experiment = FakeExperiment(tmp_path, tables=tables).experiment
+    losses = dict(zip(FOUR, (2.0, 3.0, 4.0, 5.0), strict=True))
+    bits = [
+        loss / np.log(2) / experiment.manifest.bytes_per_token(name)
+        for name, loss in losses.items()
+    ]
+    assert experiment.objective.value(losses) == pytest.approx(np.mean(bits))

@@ -15,7 +15,7 @@ import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
-from autoscale.config import PrepareConfig
+from autoscale.config_data import PrepareConfig
 from autoscale.indexed_shard import IndexedShard
 from autoscale.manifest import Manifest
 from autoscale.prepare import prepare
@@ -170,7 +170,7 @@ def test_progress_rises_to_the_total_of_every_stage(
 
 KILLED = """
 import os, signal, sys
-from autoscale.config import PrepareConfig
+from autoscale.config_data import PrepareConfig
 from autoscale.prepare import prepare
 
 def progress(stage, done, total, /):
@@ -380,7 +380,7 @@ def test_the_tokenizer_sees_the_same_bytes_of_every_domain(
 def test_prepare_loads_no_torch(tmp_path: Path, domains: list[dict[str, Any]]) -> None:
     code = (
         "import sys\n"
-        "from autoscale.config import PrepareConfig\n"
+        "from autoscale.config_data import PrepareConfig\n"
         "from autoscale.prepare import prepare\n"
         "prepare(PrepareConfig.model_validate_json(sys.argv[1]))\n"
         "assert 'torch' not in sys.modules\n"

@@ -1,4 +1,4 @@
-"""The probe design: whole batches, others unchanged, fixed totals, labels and errors."""
+"""The probe designs: whole batches, others unchanged, fixed totals, labels and errors."""
 
 import numpy as np
 import pytest
@@ -6,19 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoscale.mixture import Mixture, largest_remainder
-from autoscale.probes import ProbeRun, design_probes
+from autoscale.probes import Design, ProbeRun, design_probes
+
+SIZES = {"num_sequences", "sequences_per_batch", "max_sequences"}
 
 
 def design(reference: Mixture, **changes) -> tuple[ProbeRun, ...]:
-    arguments = {
-        "num_sequences": 7000,
-        "sequences_per_batch": 8,
-        "factors": [3],
-        "fixed_budget": False,
-        "seed": 11,
-        "reference_seeds": 1,
-    }
-    return design_probes(reference, **(arguments | changes))
+    sizes = {"num_sequences": 7000, "sequences_per_batch": 8}
+    sizes |= {key: value for key, value in changes.items() if key in SIZES}
+    settings = {"kind": "one_at_a_time", "seed": 11}
+    settings |= {key: value for key, value in changes.items() if key not in SIZES}
+    return design_probes(reference, Design(**settings), **sizes)
 
 
 @settings(max_examples=100, deadline=None)
@@ -66,6 +64,7 @@ def test_labels_seeds_and_order() -> None:
     ]
     assert [run.seed for run in runs] == [11, 12] + [11] * 8
     assert runs[0].sequences == runs[1].sequences and runs[1].factor == 1
+    assert [run.is_reference for run in runs] == [True, True] + [False] * 8
 
 
 WAYS = ("down3", "up3", "down1.5", "up1.5")
@@ -131,5 +130,66 @@ def test_errors() -> None:
         )
     with pytest.raises(ValueError, match="reference runs with 0 seeds"):
         design(uniform, reference_seeds=0)
+    with pytest.raises(ValueError, match="every run has 0 replicates"):
+        design(uniform, replicates=0)
     with pytest.raises(ValueError, match="a batch of 0 sequences"):
         design(uniform, sequences_per_batch=0)
+
+
+KINDS = ("dirichlet", "optimal")
+FOUR = Mixture.from_mapping({"a": 0.4, "b": 0.3, "c": 0.2, "d": 0.1})
+
+
+def test_replicates_repeat_every_run_under_the_seeds_of_the_reference() -> None:
+    runs = design(Mixture.uniform(["a", "b"]), reference_seeds=3, replicates=2)
+    assert [run.seed for run in runs] == [11, 12, 13] + [11, 12] * 4
+    assert [run.label for run in runs][3:7] == ["a-down3", "a-down3-seed1", "a-up3", "a-up3-seed1"]
+    for run, again in zip(runs[3::2], runs[4::2], strict=True):
+        assert (run.sequences, run.domain, run.factor) == (
+            again.sequences,
+            again.domain,
+            again.factor,
+        )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mixtures_share_the_total_and_the_seed_of_the_reference(kind: str) -> None:
+    runs = design(FOUR, kind=kind, num_mixtures=9, reference_seeds=2)
+    assert [run.label for run in runs][:4] == ["reference", "reference-seed1", "mix-000", "mix-001"]
+    assert len(runs) == 11
+    assert [run.is_reference for run in runs] == [True, True] + [False] * 9
+    for run in runs[2:]:
+        assert sum(run.sequences) == sum(runs[0].sequences) and min(run.sequences) >= 0
+        assert run.seed == 11 and run.domain is None and run.factor is None
+    assert runs[0].sequences == (2800, 2100, 1400, 700)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_more_mixtures_keep_those_that_were_there(kind: str) -> None:
+    few = design(FOUR, kind=kind, num_mixtures=4)
+    assert design(FOUR, kind=kind, num_mixtures=12)[: len(few)] == few
+    assert design(FOUR, kind=kind, num_mixtures=4) == few
+    for changes in ({"seed": 12}, {"num_sequences": 7008}, {"concentration": (2.0, 2.0)}):
+        others = design(FOUR, kind=kind, num_mixtures=4, **changes)
+        assert not {run.sequences for run in few} & {run.sequences for run in others[1:]}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_mixture_draws_more_of_a_domain_than_it_may(kind: str) -> None:
+    most = [7000, 2200, 1500, 701]
+    capped = design(FOUR, kind=kind, num_mixtures=30, max_sequences=most)
+    assert (np.array([run.sequences for run in capped]) <= most).all()
+    free = design(FOUR, kind=kind, num_mixtures=30)
+    assert (np.array([run.sequences for run in free]) > most).any()
+
+
+def test_mixtures_that_cannot_be_drawn() -> None:
+    uniform = Mixture.uniform(["a", "b"])
+    with pytest.raises(ValueError, match="a dirichlet design of 0 mixtures; expected at least 1"):
+        design(uniform, kind="dirichlet")
+    with pytest.raises(ValueError, match="draw the same sequences; raise the token budget, lower"):
+        design(uniform, kind="dirichlet", num_mixtures=50, num_sequences=16)
+    with pytest.raises(ValueError, match="domain 'b' has weight 0 in the reference mixture"):
+        design(Mixture.from_mapping({"a": 1.0, "b": 0.0}), kind="optimal", num_mixtures=2)
+    with pytest.raises(ValueError, match="optimal design of 1001 mixtures has only 1000"):
+        design(uniform, kind="optimal", num_mixtures=1001)

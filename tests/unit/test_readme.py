@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from autoscale.cli import app
-from autoscale.config import KNOWN_BASELINES, load_config
+from autoscale.config import load_config
+from autoscale.config_method import KNOWN_BASELINES
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -8,15 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autoscale.constraints import InfeasibleError, project_onto_bounds
 from autoscale.mixture import Mixture
 from autoscale.scaling_law import PowerLaw
-from autoscale.solver import (
-    InfeasibleError,
-    Solution,
-    project_onto_bounds,
-    solve_mixture,
-    weight_bounds,
-)
+from autoscale.solver import Solution, solve_mixture
 
 OFFICIAL = json.loads((Path(__file__).parents[1] / "fixtures/autoscale_official.json").read_text())
 

@@ -1,0 +1,176 @@
+"""Sections of the experiment file on what runs are made of: texts, data, model, trainer.
+
+`config.py` puts them together. Paths are relative to the file that names them.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationInfo,
+    model_validator,
+)
+
+from .token_count import format_token_count, parse_token_count
+
+TokenCount = Annotated[
+    int,
+    BeforeValidator(parse_token_count),
+    PlainSerializer(format_token_count, return_type=str, when_used="json"),
+]
+
+
+def _resolve_path(value: Any, info: ValidationInfo) -> Any:
+    """Expand variables and anchor a relative path; names of hub data sets pass unchanged."""
+    if not isinstance(value, str | Path) or str(value).startswith("hf://"):
+        return value
+    base = (info.context or {}).get("base", Path())
+    return os.path.normpath(Path(base, os.path.expanduser(os.path.expandvars(str(value)))))
+
+
+def _resolve_path_or_name(value: Any, info: ValidationInfo) -> Any:
+    """A path when something lies there (or it starts like one), else a name for transformers."""
+    resolved = _resolve_path(value, info)
+    if looks_like_path(value) or (isinstance(resolved, str) and Path(resolved).exists()):
+        return resolved
+    return value
+
+
+def looks_like_path(value: Any) -> bool:
+    """Whether a name can only be meant as a path."""
+    return isinstance(value, str) and value.startswith((".", "/", "~", "$"))
+
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+FilePath = Annotated[str, BeforeValidator(_resolve_path)]
+PathOrName = Annotated[str, BeforeValidator(_resolve_path_or_name)]
+
+
+class Section(BaseModel):
+    """A table of the experiment file: immutable, no unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class SourceConfig(Section):
+    """The texts of one domain, for `prepare`."""
+
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
+    train: tuple[FilePath, ...] = Field(min_length=1)
+    """Files, globs, folders, or `hf://dataset[:config][@split]`."""
+    validation: tuple[FilePath, ...] = ()
+    """Separate validation files; when empty, documents are split off `train`."""
+    text_field: str = "text"
+    split: str = "train"
+    """Split to read when `train` names a Hugging Face data set."""
+
+
+class TokenizerConfig(Section):
+    """Either an existing tokenizer (`path`) or one trained on the spot (`vocab_size`)."""
+
+    path: PathOrName | None = None
+    vocab_size: int | None = Field(default=None, ge=257)
+    sample_bytes: int = Field(default=20_000_000, gt=0)
+    """Bytes of text taken from every domain to train on; equal, so that none dominates."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.path is None) == (self.vocab_size is None):
+            raise ValueError(
+                "give either 'path' (an existing tokenizer) or 'vocab_size' (train one), not both"
+            )
+        return self
+
+
+class PrepareConfig(Section):
+    """Text to tokenized shards."""
+
+    output: FilePath
+    domains: tuple[SourceConfig, ...] = Field(min_length=1)
+    tokenizer: TokenizerConfig
+    validation_fraction: float = Field(default=0.02, gt=0, lt=1)
+    validation_tokens: TokenCount | None = None
+    """Cap on the validation tokens of a domain; further documents go to training."""
+    shard_tokens: TokenCount = 1_000_000_000
+    num_workers: int = Field(default=0, ge=0)
+    """Processes; 0 means one a core."""
+    seed: int = 0
+    deduplicate: bool = True
+
+    @model_validator(mode="after")
+    def _unique_names(self) -> Self:
+        require_unique([source.name for source in self.domains], "prepare.domains")
+        return self
+
+
+class DataConfig(Section):
+    """Which shards a run streams, and how often it may repeat them."""
+
+    manifest: FilePath | None = None
+    """Manifest written by `prepare`; by default the one in `prepare.output`."""
+    domains: tuple[str, ...] | None = None
+    """Domains to use, in this order; by default all of the manifest."""
+    sequence_length: int = Field(default=1024, ge=2)
+    max_epochs: float = Field(default=4.0, ge=1.0)
+    """Most passes over a domain in any run; 1 forbids repetition."""
+
+
+class ModelConfig(Section):
+    """A randomly initialised causal language model."""
+
+    name: PathOrName
+    """A short name (`gpt2-small`, `llama-1b`, ...), a config file or folder, or a hub name."""
+    overrides: dict[str, int | float | str | bool] = {}
+    """Fields of the transformers config to change."""
+
+
+class TrainerConfig(Section):
+    """Optimisation and execution of one run."""
+
+    global_batch_tokens: TokenCount
+    lr: float = Field(gt=0)
+    min_lr_ratio: float = Field(default=0.1, ge=0, le=1)
+    schedule: Literal["cosine", "linear", "wsd"] = "cosine"
+    warmup_fraction: float = Field(default=0.02, ge=0, lt=1)
+    """Share of the run's own steps over which the rate rises; the schedule stretches with it."""
+    decay_fraction: float = Field(default=0.2, gt=0, le=1)
+    """Share of the steps that decay, for `wsd`."""
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    grad_clip: float = Field(default=1.0, gt=0)
+    precision: Literal["fp32", "bf16"] = "bf16"
+    micro_batch_size: int = Field(default=8, ge=1)
+    """Most sequences a rank holds at a time; accumulation follows from the global batch."""
+    activation_checkpointing: bool = False
+    deepspeed: FilePath
+    """DeepSpeed file: how memory is spent, never what is computed."""
+    checkpoints: int = Field(default=5, ge=0)
+    """Checkpoints over a run, evenly spaced; 0 for none."""
+    peak_tflops: float | None = Field(default=None, gt=0)
+    """Peak rate of one device, for MFU; by default from a table of GPUs, or measured."""
+
+
+class EvaluationConfig(Section):
+    """Validation on the same windows for every run."""
+
+    sequences_per_domain: int = Field(default=256, ge=1)
+    """Windows of each validation set; fewer when it has fewer."""
+    points: int = Field(default=10, ge=1)
+    """Evaluations over a run, evenly spaced on the log-token axis from a tenth to the end."""
+    probe_points: int = Field(default=3, ge=1)
+    """The same for probe runs, of which only the last enters the fit."""
+
+
+def require_unique(names: Sequence[str], where: str) -> None:
+    """Raise ValueError naming what is given more than once."""
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(f"{where}: {', '.join(map(repr, repeated))} given more than once")

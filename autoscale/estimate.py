@@ -1,0 +1,330 @@
+"""From a table of runs to a law to decide by: choice, fit, draws, and what to make of it.
+
+This is what `autoscale fit` does, for an experiment and for a table; its record is what
+`predict` and `solve` read.
+"""
+
+# P runs, J validation sets, K domains
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .law_choice import TREES, Candidate, Choice, Judge, Law, candidates
+from .law_choice import choose_automatically, choose_law
+from .laws.fit import bootstrap
+from .laws.fitted_law import FittedLaw
+from .laws.repetition import Repetition
+from .laws.trees import TreeLaw
+from .objective import Objective
+from .residuals import misfits
+from .run_table import ReplicateNoise, RunTable
+
+Array = NDArray[np.float64]
+
+SMALLER_BUDGETS_WEIGHT = 1 / 9
+"""Most that a run at a smaller budget counted for in measurements on public tables."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Options:
+    """How to estimate.
+
+    Attributes:
+        law: "auto", or the name of a law.
+        folds: K of the K-fold error; up to 20 mixtures each is a fold of its own.
+        draws: bootstrap draws.
+        seed: of folds and draws.
+        repetition: worth of repeated tokens, or None.
+    """
+
+    law: str = "auto"
+    folds: int = 5
+    draws: int = 40
+    seed: int = 0
+    repetition: Repetition | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """What the runs of a fit covered; arrays of names and numbers by domain or set.
+
+    Attributes:
+        num_runs: that entered the fit.
+        num_mixtures: different ones.
+        tokens: least and greatest budget, or None where not known.
+        parameters: least and greatest model size, or None.
+        weights: least and greatest weight of every domain.
+        never_varied: domains whose weight was the same in all runs.
+        seed_noise: standard deviation between seeds by set, with its degrees of freedom, or None.
+    """
+
+    num_runs: int
+    num_mixtures: int
+    tokens: tuple[float, float] | None
+    parameters: tuple[float, float] | None
+    weights: Mapping[str, tuple[float, float]]
+    never_varied: tuple[str, ...]
+    seed_noise: Mapping[str, float] | None
+    seed_degrees_of_freedom: int
+
+    @classmethod
+    def of(cls, table: RunTable, noise: ReplicateNoise | None) -> Self:
+        low_K, high_K = table.weights.min(axis=0), table.weights.max(axis=0)
+        return cls(
+            num_runs=table.num_runs,
+            num_mixtures=len(np.unique(table.mixture_groups())),
+            tokens=_range(table.tokens),
+            parameters=_range(table.parameters),
+            weights={
+                name: (low, high)
+                for name, low, high in zip(
+                    table.domains, low_K.tolist(), high_K.tolist(), strict=True
+                )
+            },
+            never_varied=table.never_varied(),
+            seed_noise=None
+            if noise is None
+            else dict(zip(table.sets, noise.standard_deviation.tolist(), strict=True)),
+            seed_degrees_of_freedom=0 if noise is None else noise.degrees_of_freedom,
+        )
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+        pairs = {
+            key: None if record[key] is None else tuple(record[key])
+            for key in ("tokens", "parameters")
+        }
+        weights = {name: tuple(pair) for name, pair in record["weights"].items()}
+        never = tuple(record["never_varied"])
+        return cls(**{**record, **pairs, "weights": weights, "never_varied": never})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Estimate:
+    """A law with its draws, how it was chosen, and reasons for doubt.
+
+    Attributes:
+        law: fitted to all runs.
+        objective: what laws were judged by and mixtures are chosen for.
+        scores: of all candidates as JSON, the chosen one first.
+        reason: the choice in a sentence.
+        objective_noise: standard deviation of a run's objective about the law; relative to the
+            objective where `relative`.
+        relative: unit of `objective_noise`.
+        facts: what the runs covered.
+        warnings: sentences.
+    """
+
+    law: Law
+    objective: Objective
+    scores: tuple[Mapping[str, Any], ...]
+    reason: str
+    objective_noise: float
+    relative: bool
+    facts: Facts
+    warnings: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "law": self.law.to_dict(),
+            "objective": self.objective.to_dict(),
+            "scores": list(self.scores),
+            "reason": self.reason,
+            "objective_noise": self.objective_noise,
+            "relative": self.relative,
+            "facts": asdict(self.facts),
+            "warnings": list(self.warnings),
+        }
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> Self:
+        of_law: type[Law] = TreeLaw if record["law"]["law"] == TREES else FittedLaw
+        return cls(
+            law=of_law.from_dict(record["law"]),
+            objective=Objective(**record["objective"]),
+            scores=tuple(record["scores"]),
+            reason=record["reason"],
+            objective_noise=record["objective_noise"],
+            relative=record["relative"],
+            facts=Facts.from_dict(record["facts"]),
+            warnings=tuple(record["warnings"]),
+        )
+
+
+def estimate(
+    table: RunTable,
+    objective: Objective,
+    options: Options,
+    *,
+    noise: ReplicateNoise | None = None,
+    run_weights: Array | None = None,
+    judged: NDArray[np.bool_] | None = None,
+) -> Estimate:
+    """Choose a law, fit it to all runs and draw its parameters again.
+
+    Args:
+        noise: between seeds; by default that of the table's replicates.
+        run_weights: how much every run counts, shape (num_runs,); 1 by default.
+        judged: runs on which laws are compared, shape (num_runs,); all by default.
+
+    Raises:
+        ValueError: the table cannot carry a law, or the law is unknown.
+    """
+    _check(table)
+    judge = Judge.create(
+        table,
+        objective,
+        num_folds=options.folds,
+        seed=options.seed,
+        run_weights=run_weights,
+        judged=judged,
+    )
+    return _finished(judge, _choose(judge, options), options, noise)
+
+
+def estimate_at_largest_budget(
+    table: RunTable,
+    objective: Objective,
+    options: Options,
+    *,
+    noise: ReplicateNoise | None = None,
+) -> tuple[Estimate, bool]:
+    """The same for the largest budget, with the smaller ones only if they help there.
+
+    The law is fitted to the runs of the largest budget alone, and to all runs with the smaller
+    budgets at weight 1/9; both are judged on the mixtures of the largest.
+
+    Returns:
+        The better estimate, and whether it keeps the smaller budgets.
+    """
+    if table.tokens is None or not table.has_budgets:
+        return estimate(table, objective, options, noise=noise), False
+    largest = table.tokens > 0.99 * table.tokens.max()
+    alone_table = table.select(largest)
+    _check(alone_table)
+    alone = Judge.create(alone_table, objective, num_folds=options.folds, seed=options.seed)
+    choice = _choose(alone, options)
+    together = Judge.create(
+        table,
+        objective,
+        num_folds=options.folds,
+        seed=options.seed,
+        run_weights=np.where(largest, 1.0, SMALLER_BUDGETS_WEIGHT),
+        judged=largest,
+    )
+    law = choice.best.score.candidate.law
+    if law == TREES:
+        return _finished(alone, choice, options, noise), False
+    forms = choose_law(together, candidates(table, (law,), options.repetition))
+    kept = forms.scores[0].inside < choice.scores[0].inside
+    if kept:
+        return _finished(together, forms, options, noise), True
+    return _finished(alone, choice, options, noise), False
+
+
+def _check(table: RunTable) -> None:
+    table.check_for_fit()
+    num_mixtures = len(np.unique(table.mixture_groups()))
+    if num_mixtures < table.num_domains:
+        raise ValueError(
+            f"{table.num_runs} runs of {num_mixtures} different mixtures cannot carry a law of "
+            f"{table.num_domains} domains; expected at least {table.num_domains} mixtures, better "
+            f"{2 * table.num_domains} or more: train more of them, or join domains"
+        )
+
+
+def _choose(judge: Judge, options: Options) -> Choice:
+    if options.law == "auto":
+        return choose_automatically(judge, options.repetition)
+    if options.law == TREES:
+        form = candidates(judge.table, (TREES,), None)[:1]
+        return choose_law(judge, form)
+    return choose_law(judge, candidates(judge.table, (options.law,), options.repetition))
+
+
+def _finished(
+    judge: Judge, choice: Choice, options: Options, noise: ReplicateNoise | None
+) -> Estimate:
+    """Draws, noise and warnings for the law chosen."""
+    law, table, objective = choice.best.law, judge.table, judge.objective
+    relative = table.has_budgets or table.has_sizes
+    if isinstance(law, FittedLaw):
+        law = bootstrap(
+            law,
+            table,
+            num_draws=options.draws,
+            seed=options.seed,
+            run_weights=judge.run_weights,
+        )
+    noise = noise or table.replicate_noise()
+    facts = Facts.of(table, noise)
+    return Estimate(
+        law=law,
+        objective=objective,
+        scores=tuple(score.to_dict() for score in choice.scores),
+        reason=_reason(choice, judge),
+        objective_noise=_objective_noise(law, judge, choice, relative),
+        relative=relative,
+        facts=facts,
+        warnings=(*_warnings(law, facts), *misfits(judge, choice.best, noise)),
+    )
+
+
+def _objective_noise(law: Law, judge: Judge, choice: Choice, relative: bool) -> float:
+    table, judged = judge.table, judge.folds >= 0
+    observed_P = judge.objective.values(table.losses, table.sets)
+    if isinstance(law, TreeLaw):  # trees follow their own runs too closely
+        predicted_PJ, used = choice.best.held_out, 0.0
+    else:
+        predicted_PJ = law.predict(table.weights, table.tokens, table.parameters)
+        used = float(law.effective_parameters.mean())
+    residual_P = (judge.objective.values(predicted_PJ, table.sets) - observed_P)[judged]
+    if relative:
+        residual_P = residual_P / observed_P[judged]
+    free = max(len(residual_P) - used, 0.1 * len(residual_P))
+    return float(np.sqrt((residual_P**2).sum() / free))
+
+
+def _reason(choice: Choice, judge: Judge) -> str:
+    best = choice.best.score
+    unit = {"nats": "nats", "bits_per_byte": "bits per byte"}[judge.table.metric]
+    error = f"{best.objective_error:.4f} {unit}"
+    groups = len(np.unique(judge.folds[judge.folds >= 0]))
+    if len(choice.scores) == 1:
+        return (
+            f"Law {best.candidate.describe()}, as asked for: its {groups}-fold error of the "
+            f"objective is {error}."
+        )
+    second = choice.scores[1]
+    return (
+        f"Law {best.candidate.describe()} predicts runs that it was not fitted to best: its "
+        f"{groups}-fold error of the objective is {error}, that of the next, "
+        f"{second.candidate.describe()}, {second.objective_error:.4f}."
+    )
+
+
+def _warnings(law: Law, facts: Facts) -> list[str]:
+    found = []
+    num_domains = len(law.domains)
+    if facts.num_mixtures < 2 * num_domains:
+        found.append(
+            f"{facts.num_mixtures} mixtures for {num_domains} domains are few: priors decide much; "
+            f"{2 * num_domains} or more would leave it to the data."
+        )
+    if facts.never_varied:
+        names = ", ".join(facts.never_varied)
+        found.append(
+            f"The weight of {names} never varied: what its tokens are worth is prior alone."
+        )
+    if isinstance(law, FittedLaw) and not all(law.converged):
+        sets = [name for name, done in zip(law.sets, law.converged, strict=True) if not done]
+        found.append(f"The fit of {', '.join(sets)} did not converge; its parameters are not final.")
+    return found
+
+
+def _range(counts_P: Array | None) -> tuple[float, float] | None:
+    return None if counts_P is None else (float(counts_P.min()), float(counts_P.max()))

@@ -1,0 +1,65 @@
+"""Whether a law's errors look like noise: tests that reject it in words.
+
+Held-out errors are compared with the noise between seeds, where replicates measured it, and with
+the predictions themselves: errors that grow or fall along the predictions show a wrong shape.
+"""
+
+# P runs, J validation sets
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import f as f_distribution
+from scipy.stats import spearmanr
+
+from .law_choice import Judge, Judged
+from .run_table import ReplicateNoise
+
+Array = NDArray[np.float64]
+
+SIGNIFICANT = 0.01  # over all tests of a kind together (Bonferroni)
+WORTH_A_WORD = 1.5  # error in multiples of the noise below which a rejection changes no decision
+
+
+def misfits(judge: Judge, judged: Judged, noise: ReplicateNoise | None) -> Iterator[str]:
+    """Sentences on how the held-out errors differ from noise; none when they do not.
+
+    Args:
+        noise: between seeds, or None when no replicates measured it.
+    """
+    rows = judge.folds >= 0
+    table = judge.table.select(rows)
+    error_PJ = judged.held_out[rows] - table.losses
+    if noise is not None:
+        yield from _beyond_seed_noise(judge, error_PJ, noise)
+    yield from _trends(judge, error_PJ, judged.held_out[rows])
+
+
+def _beyond_seed_noise(judge: Judge, error_PJ: Array, noise: ReplicateNoise) -> Iterator[str]:
+    """Lack of fit: mean square error over the square of the noise between seeds, an F test."""
+    floor_J = np.maximum(noise.standard_deviation, 1e-12)
+    ratio_J = (error_PJ**2).mean(axis=0) / floor_J**2
+    chance_J = f_distribution.sf(ratio_J, len(error_PJ), noise.degrees_of_freedom)
+    level = SIGNIFICANT / len(ratio_J)
+    rejected = (chance_J < level) & (ratio_J > WORTH_A_WORD**2)
+    for j in np.flatnonzero(rejected):
+        yield (
+            f"The law is rejected for {judge.table.sets[j]}: its held-out error is "
+            f"{np.sqrt(ratio_J[j]):.1f} times the noise between seeds."
+        )
+
+
+def _trends(judge: Judge, error_PJ: Array, predicted_PJ: Array) -> Iterator[str]:
+    """Rank correlation of errors with predictions, by set."""
+    if len(error_PJ) < 8:
+        return
+    table = judge.table
+    for j, name in enumerate(table.sets):
+        found = spearmanr(error_PJ[:, j], predicted_PJ[:, j])
+        if found.pvalue < SIGNIFICANT / table.num_sets and abs(found.statistic) > 0.3:
+            side = "high" if found.statistic > 0 else "low"
+            yield (
+                f"The law's held-out errors for {name} are not random: it predicts too {side} "
+                f"where losses are high (rank correlation {found.statistic:+.2f})."
+            )
