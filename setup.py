@@ -32,7 +32,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["autoscale", "autoscale.*"]),
-    package_data={"autoscale": ["py.typed", "templates/*"]},
+    package_data={"autoscale": ["py.typed", "templates/*"], "autoscale.laws": ["README.md"]},
     install_requires=[
         "datasets>=4",
         "deepspeed~=0.19.8",  # patch releases of another minor version remove features
@@ -55,8 +55,10 @@ setup(
         "zstandard>=0.22",
     ],
     extras_require={
+        "trees": ["lightgbm>=4"],
         "test": [
             "hypothesis>=6.100",
+            "lightgbm>=4",
             "mypy>=1.15",
             "openmpi>=5",  # mpirun and libmpi
             "pytest>=8.3",

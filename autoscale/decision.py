@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from .constraints import Constraints
 from .estimate import Estimate
-from .laws.fitted_law import FittedLaw
+from .laws.fit import JointLaw
+from .laws.trees import TreeLaw
 from .mixture import Mixture
 from .mixture_objective import MixtureObjective, Pull, WeightedSum, Worst
 from .objective import Objective
@@ -94,7 +95,7 @@ def advise(estimate: Estimate, question: Question) -> Advice:
         InfeasibleError: no mixture satisfies the constraints.
         ValueError: the law needs a budget or a size that the question does not give.
     """
-    law = _law_for(estimate.law, question) if isinstance(estimate.law, FittedLaw) else None
+    law = None if isinstance(estimate.law, TreeLaw) else _law_for(estimate.law, question)
     tokens = question.token_budget if question.held_at is None else question.held_at
 
     def solve(surface: Any) -> Optimum:
@@ -174,13 +175,13 @@ def gain_sentence(gains: Mapping[str, Gain], unit: str) -> str:
     )
 
 
-def _law_for(law: FittedLaw, question: Question) -> FittedLaw:
+def _law_for(law: JointLaw, question: Question) -> JointLaw:
     """The law with domains as scarce as at the budget asked for, where it is solved at another."""
     if law.repetition is None or question.held_at is None or question.token_budget is None:
         return law
     share = question.held_at / question.token_budget
     scarce = replace(law.repetition, unique_tokens=law.repetition.unique_tokens * share)
-    return replace(law, repetition=scarce)
+    return law.with_repetition(scarce)
 
 
 def _reach(estimate: Estimate, question: Question) -> list[str]:

@@ -7,16 +7,25 @@ This is what `autoscale fit` does, for an experiment and for a table; its record
 # P runs, J validation sets, K domains
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .law_choice import TREES, Candidate, Choice, Judge, Law, candidates
-from .law_choice import choose_automatically, choose_law
+from .law_choice import (
+    DEFAULT_LAW,
+    JOINT_LAWS,
+    TREES,
+    Candidate,
+    Choice,
+    Judge,
+    choose_law,
+    edge_errors,
+    hypotheses,
+)
 from .laws.fit import bootstrap
-from .laws.fitted_law import FittedLaw
+from .laws.records import Law, law_from_dict
 from .laws.repetition import Repetition
 from .laws.trees import TreeLaw
 from .objective import Objective
@@ -115,6 +124,8 @@ class Estimate:
         objective_noise: standard deviation of a run's objective about the law; relative to the
             objective where `relative`.
         relative: unit of `objective_noise`.
+        edge_errors: relative errors on the largest budgets (`tokens`) and sizes (`size`) by the law
+            fitted to the rest; empty where the rest is too little.
         facts: what the runs covered.
         warnings: sentences.
     """
@@ -125,6 +136,7 @@ class Estimate:
     reason: str
     objective_noise: float
     relative: bool
+    edge_errors: Mapping[str, float]
     facts: Facts
     warnings: tuple[str, ...]
 
@@ -136,20 +148,21 @@ class Estimate:
             "reason": self.reason,
             "objective_noise": self.objective_noise,
             "relative": self.relative,
+            "edge_errors": dict(self.edge_errors),
             "facts": asdict(self.facts),
             "warnings": list(self.warnings),
         }
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Self:
-        of_law: type[Law] = TreeLaw if record["law"]["law"] == TREES else FittedLaw
         return cls(
-            law=of_law.from_dict(record["law"]),
+            law=law_from_dict(record["law"]),
             objective=Objective(**record["objective"]),
             scores=tuple(record["scores"]),
             reason=record["reason"],
             objective_noise=record["objective_noise"],
             relative=record["relative"],
+            edge_errors=dict(record["edge_errors"]),
             facts=Facts.from_dict(record["facts"]),
             warnings=tuple(record["warnings"]),
         )
@@ -168,13 +181,16 @@ def estimate(
 
     Args:
         noise: between seeds; by default that of the table's replicates.
-        run_weights: how much every run counts, shape (num_runs,); 1 by default.
+        run_weights: how much every run counts, shape (num_runs,); by default its tokens over those
+            of the largest budget, as early losses say less about long runs.
         judged: runs on which laws are compared, shape (num_runs,); all by default.
 
     Raises:
         ValueError: the table cannot carry a law, or the law is unknown.
     """
     _check(table)
+    if run_weights is None and table.tokens is not None:
+        run_weights = table.tokens / table.tokens.max()
     judge = Judge.create(
         table,
         objective,
@@ -216,14 +232,19 @@ def estimate_at_largest_budget(
         run_weights=np.where(largest, 1.0, SMALLER_BUDGETS_WEIGHT),
         judged=largest,
     )
-    law = choice.best.score.candidate.law
+    law = choice.best.law.law
     if law == TREES:
         return _finished(alone, choice, options, noise), False
-    forms = choose_law(together, candidates(table, (law,), options.repetition))
-    kept = forms.scores[0].inside < choice.scores[0].inside
+    with_smaller = _choose(together, replace(options, law=law))
+    kept = _mean_error(together, with_smaller) < _mean_error(alone, choice)
     if kept:
-        return _finished(together, forms, options, noise), True
+        return _finished(together, with_smaller, options, noise), True
     return _finished(alone, choice, options, noise), False
+
+
+def _mean_error(judge: Judge, choice: Choice) -> float:
+    """Held-out error of the objective on the judged runs."""
+    return float(judge.errors(choice.best)[1].mean())
 
 
 def _check(table: RunTable) -> None:
@@ -238,12 +259,13 @@ def _check(table: RunTable) -> None:
 
 
 def _choose(judge: Judge, options: Options) -> Choice:
-    if options.law == "auto":
-        return choose_automatically(judge, options.repetition)
     if options.law == TREES:
-        form = candidates(judge.table, (TREES,), None)[:1]
-        return choose_law(judge, form)
-    return choose_law(judge, candidates(judge.table, (options.law,), options.repetition))
+        return choose_law(judge, [Candidate(law=TREES)])
+    laws = JOINT_LAWS if options.law == "auto" else (options.law,)
+    forms = hypotheses(judge.table, options.repetition)
+    return choose_law(
+        judge, [Candidate(law=law, forms=forms, repetition=options.repetition) for law in laws]
+    )
 
 
 def _finished(
@@ -252,7 +274,7 @@ def _finished(
     """Draws, noise and warnings for the law chosen."""
     law, table, objective = choice.best.law, judge.table, judge.objective
     relative = table.has_budgets or table.has_sizes
-    if isinstance(law, FittedLaw):
+    if not isinstance(law, TreeLaw):
         law = bootstrap(
             law,
             table,
@@ -269,13 +291,16 @@ def _finished(
         reason=_reason(choice, judge),
         objective_noise=_objective_noise(law, judge, choice, relative),
         relative=relative,
+        edge_errors={}
+        if isinstance(law, TreeLaw)
+        else edge_errors(judge, choice.best.candidate),
         facts=facts,
         warnings=(*_warnings(law, facts), *misfits(judge, choice.best, noise)),
     )
 
 
 def _objective_noise(law: Law, judge: Judge, choice: Choice, relative: bool) -> float:
-    table, judged = judge.table, judge.folds >= 0
+    table, judged = judge.table, judge.judged
     observed_P = judge.objective.values(table.losses, table.sets)
     if isinstance(law, TreeLaw):  # trees follow their own runs too closely
         predicted_PJ, used = choice.best.held_out, 0.0
@@ -290,20 +315,23 @@ def _objective_noise(law: Law, judge: Judge, choice: Choice, relative: bool) -> 
 
 
 def _reason(choice: Choice, judge: Judge) -> str:
-    best = choice.best.score
+    best = choice.scores[0]
     unit = {"nats": "nats", "bits_per_byte": "bits per byte"}[judge.table.metric]
-    error = f"{best.objective_error:.4f} {unit}"
-    groups = len(np.unique(judge.folds[judge.folds >= 0]))
+    num_folds = len(np.unique(judge.folds[judge.judged]))
+    error = f"{num_folds}-fold error of the objective {best.objective_error:.4f} {unit}"
     if len(choice.scores) == 1:
+        return f"Law {best.candidate.describe()}, as asked for: {error}."
+    others = [score for score in choice.scores if score is not best]
+    second = min(others, key=lambda score: score.objective_error)
+    beside = f"{error}, the best of the others, {second.candidate.law}, {second.objective_error:.4f}"
+    if best.advantage > 0:
         return (
-            f"Law {best.candidate.describe()}, as asked for: its {groups}-fold error of the "
-            f"objective is {error}."
+            f"Law {best.candidate.describe()}: its held-out errors lie {best.advantage:.1f} "
+            f"standard errors below those of {DEFAULT_LAW}; {beside}."
         )
-    second = choice.scores[1]
     return (
-        f"Law {best.candidate.describe()} predicts runs that it was not fitted to best: its "
-        f"{groups}-fold error of the objective is {error}, that of the next, "
-        f"{second.candidate.describe()}, {second.objective_error:.4f}."
+        f"Law {best.candidate.describe()}: no other predicts held-out runs better by more than one "
+        f"standard error; {beside}."
     )
 
 
@@ -320,9 +348,11 @@ def _warnings(law: Law, facts: Facts) -> list[str]:
         found.append(
             f"The weight of {names} never varied: what its tokens are worth is prior alone."
         )
-    if isinstance(law, FittedLaw) and not all(law.converged):
+    if not isinstance(law, TreeLaw) and not all(law.converged):
         sets = [name for name, done in zip(law.sets, law.converged, strict=True) if not done]
-        found.append(f"The fit of {', '.join(sets)} did not converge; its parameters are not final.")
+        found.append(
+            f"The fit of {', '.join(sets)} did not converge; its parameters are not final."
+        )
     return found
 
 

@@ -19,6 +19,7 @@ Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 SAME_BOUND = 1e-12  # bounds that are nearer fix their domain
+SPANNED = 1e-9  # what a sum may vary by, relatively, where others determine it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -29,8 +30,8 @@ class FeasibleSet:
         lower: shape (K,).
         upper: shape (K,), equal to `lower` for domains that are fixed.
         inside: a mixture strictly inside all bounds of free domains and all `rows`, shape (K,).
-        equalities: what is constant, the sum of the weights among it; of full rank over the free
-            domains, shape (E, K).
+        equalities: sums that are constant, that of all weights among what they span; independent
+            over the free domains, shape (E, K).
         rows: `rows w <= limits`, shape (G, K).
         limits: shape (G,).
     """
@@ -105,28 +106,33 @@ def _with_groups(constraints: Constraints) -> FeasibleSet:
             lower_K[column] = max(lower_K[column], bound)
         else:
             upper_K[column] = min(upper_K[column], bound)
-    width_K = upper_K - lower_K
-    if width_K.any():  # the linear program sums to 1 but for its tolerance
-        inside_K = inside_K + (1 - inside_K.sum()) * width_K / width_K.sum()
-    equalities = np.vstack([np.ones(len(lower_K)), rows.A[tight_R & ~single_R].toarray()])
-    loose_R = ~tight_R & ~single_R
+    groups, limits = rows.A[~single_R].toarray(), rows.b[~single_R]
+    tight, width_K = tight_R[~single_R], upper_K - lower_K
+    equalities = np.vstack([np.ones(len(lower_K)), groups[tight]])
+    constant = np.append(1.0, limits[tight])
+    # Linear programs meet equalities to 1e-10 only.
+    shares = width_K * equalities
+    inside_K += np.linalg.pinv(shares @ equalities.T) @ (constant - equalities @ inside_K) @ shares
+    basis_KE = _orthonormal(equalities * (width_K > 0))
+    determined_K = 1 - (basis_KE**2).sum(axis=1) < SPANNED
+    lower_K, upper_K = (np.where(determined_K, inside_K, bound) for bound in (lower_K, upper_K))
+    varying = groups[~tight] * (upper_K > lower_K)
+    varies = ((varying - varying @ basis_KE @ basis_KE.T) ** 2).sum(axis=1) > SPANNED
     return FeasibleSet(
         lower=lower_K,
         upper=upper_K,
         inside=inside_K,
-        equalities=_independent(equalities, width_K > 0),
-        rows=rows.A[loose_R].toarray(),
-        limits=rows.b[loose_R],
+        equalities=_orthonormal(equalities * (upper_K > lower_K)).T,
+        rows=groups[~tight][varies],
+        limits=limits[~tight][varies],
     )
 
 
-def _independent(rows_EK: Array, free_K: Mask) -> Array:
-    """Rows that span all of them over the free domains."""
-    if not free_K.any():
-        return rows_EK[:0]
-    _, triangle, order = qr(rows_EK[:, free_K].T, mode="economic", pivoting=True)
-    rank = int((np.abs(np.diag(triangle)) > 1e-9).sum())
-    return np.asarray(rows_EK[np.sort(order[:rank])])
+def _orthonormal(rows_EK: Array) -> Array:
+    """A basis of what the rows span, as columns."""
+    basis_KE, triangle, _ = qr(rows_EK.T, mode="economic", pivoting=True)
+    rank = int((np.abs(np.diag(triangle)) > SPANNED).sum())
+    return np.asarray(basis_KE[:, :rank])
 
 
 def least_linear(gradient_K: Array, lower_K: Array, upper_K: Array) -> Array:

@@ -36,9 +36,9 @@ TO_BOUNDARY = 0.995  # share of the way to the boundary that a step goes at most
 LEAST_CENTERING = 1e-3  # lowest mu aimed for, in multiples of the mean complementarity
 ARMIJO = 1e-4  # share of the predicted descent that a step must reach
 SHORTEST_STEP = 1e-12
-NORM=True
+NORM=False
 ROOM=1.0
-MOST_VAIN = 12  # steps without progress, after which there will be none
+MOST_VAIN = 25  # steps without progress, after which there will be none
 ROUNDING = 4 * float(np.finfo(np.float64).eps)
 
 
@@ -158,7 +158,11 @@ class _Search:
         self.s = np.concatenate(parts)
         assert np.isfinite(self.values).all() and (self.s > 0).all(), "the start is not inside"
         # The mu at which objective and barrier pull equally hard at the start.
-        room_N = self._room()
+        b_, a_, st_ = np.split(self.s**-2, [len(self.below), self.num_bounds])
+        cur = st_ @ self.steep**2
+        cur[self.below] += b_
+        cur[self.above] += a_
+        room_N = cur**-.5
         self.y = self._equality_multipliers(self.jacobian[0])
         pull_N = self.jacobian[0] + self.y @ linear.equalities
         mu = max(float(np.sqrt(np.mean((pull_N * room_N) ** 2))), 1e-300)
@@ -176,9 +180,10 @@ class _Search:
 
     def missed(self) -> Array:
         """`c + s` where rounding does not explain it, 0 for rows; shape (R + M,)."""
-        missed = self.values[1:] + self.s[self.curved]
-        missed[np.abs(missed) <= 16*ROUNDING * self.unit] = 0
-        return np.concatenate([np.zeros(len(self.linear.limits)), missed])
+        rows = self.linear.rows @ self.x - self.linear.limits
+        missed = np.concatenate([rows, self.values[1:]]) + self.s[self.num_bounds:]
+        missed[np.abs(missed) <= 16*ROUNDING * np.append(np.full(len(rows), .1), np.full(len(self.values)-1, self.unit))] = 0
+        return missed
 
     def lagrangian(self) -> Array:
         """The gradient of the Lagrangian, 0 at the optimum, shape (N,)."""
@@ -188,11 +193,17 @@ class _Search:
         return gradient_N + self.y @ self.linear.equalities
 
     def error(self) -> float:
+        self.y = self._equality_multipliers(self.jacobian[0])
+        pull_N = self.jacobian[0] + self.y @ self.linear.equalities
+        self.unit = max(abs(float(self.values[0])), np.abs(pull_N)@self._room())
         """By how much the point may be off the optimum, in units of the objective."""
         residual_N = self.lagrangian()
         missed = self.z[self.num_bounds:] @ np.abs(self.missed())
-        errors = (self.complementarity, np.abs(residual_N)@self._room(), -residual_N.min(), missed)
-        self.res= np.abs(residual_N)@self._room()+missed
+        down = np.full(len(self.x), ROOM)
+        down[self.below] = self.s[:len(self.below)]
+        pos, neg = np.maximum(residual_N,0), np.maximum(-residual_N,0)
+        errors = (self.complementarity, pos@down + neg.max(), missed)
+        self.res = np.abs(residual_N)@self._room()+missed
         return float(max(errors)) / self.unit
 
     def step(self) -> bool:
@@ -203,7 +214,7 @@ class _Search:
         _, ds, dz = self._direction(solve, 0.0)
         reached = (self.s + _longest(self.s, ds) * ds) @ (self.z + _longest(self.z, dz) * dz)
         mu = mean * min(max((reached / count / mean) ** 3, LEAST_CENTERING), 1.0)
-        mu = max(mu, 0.1 * self.res / count)
+        mu = max(mu, 0.3 * self.res / count)
         mu = max(mu, 0.01 * TOLERANCE * self.unit / count)
         dx, ds, dz = self._direction(solve, mu)
         share = max(TO_BOUNDARY, 1 - mu / self.unit)
@@ -250,9 +261,9 @@ class _Search:
 
     def _equality_multipliers(self, gradient_N: Array) -> Array:
         """The y that makes `gradient + A^T y` smallest where there is room, shape (E,)."""
-        A = self.linear.equalities
-        scaled = A * self._room()**2
-        return np.asarray(-np.linalg.solve(scaled @ A.T, scaled @ gradient_N))
+        room_N = self._room()
+        weighted = (self.linear.equalities * room_N).T
+        return np.asarray(np.linalg.lstsq(weighted, -gradient_N * room_N, rcond=None)[0])
 
     def _direction(self, solve, mu: float) -> tuple[Array, Array, Array]:
         """Steps of x, s and z toward complementarity mu."""

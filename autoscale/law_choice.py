@@ -1,9 +1,10 @@
-"""Which law, in which form, describes a table of runs best: judged on runs it was not fitted to.
+"""Which law describes a table of runs best: judged on runs it was not fitted to.
 
-Every candidate predicts every run from the runs of other mixtures (K-fold by mixture). With several
-budgets or model sizes it also predicts the largest from the rest, which is what the law will be
-asked for; forms that agree inside the data part there. A candidate's score is the geometric mean of
-these errors over the validation sets; the lowest score wins.
+Every candidate predicts every run from the runs of other mixtures (K-fold by mixture). `eti` is the
+law to beat: with few runs the lowest error is often luck, so another law takes its place only if
+its errors are lower by more than one standard error of their paired difference. Where tokens or
+model size vary, each law is the mean of two forms (see `hypotheses`), not the better of the two:
+errors inside the runs, even at their largest budgets, mislead about which form extrapolates.
 """
 
 # P runs, J validation sets, K domains
@@ -16,40 +17,36 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .laws.fit import Index, fit_law, mixture_folds, predict_held_out
-from .laws.fitted_law import FittedLaw
-from .laws.frame import Form, Placement
+from .laws.frame import Form
+from .laws.records import Law
 from .laws.repetition import Repetition
 from .laws.trees import TreeLaw, predict_held_out_trees
 from .objective import Objective
 from .run_table import RunTable
 
 Array = NDArray[np.float64]
-Law = FittedLaw | TreeLaw
 
-JOINT_LAWS = ("eti", "etk", "separable", "inverse_sum", "log_linear")
+DEFAULT_LAW = "eti"
+JOINT_LAWS = (DEFAULT_LAW, "etk", "separable", "inverse_sum", "log_linear")
 """Laws that `auto` tries; `bimix`, `separable_unit` and `trees` only on demand."""
 
-FASTEST = "etk"
-TREES = "trees"
+TREES = TreeLaw.law
 FEW = 20  # mixtures up to which each is a fold of its own
-LEAST_ERROR = 1e-9  # of a logarithm
 EDGE = 0.7  # budgets and sizes above this share of the largest are the edge
+SAME_COUNT = 1.05  # ratio of two counts that cannot tell a trend
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
-    """A law in a form, with the worth of repeated tokens."""
+    """A law as the mean of its forms, with the worth of repeated tokens."""
 
     law: str
-    form: Form
+    forms: tuple[Form, ...] = (Form(),)
     repetition: Repetition | None = None
 
     def describe(self) -> str:
-        """Such as `eti, tokens product, size sum`."""
-        parts = [self.law]
-        parts += [f"tokens {self.form.tokens}"] * (self.form.tokens != "none")
-        parts += [f"size {self.form.size}"] * (self.form.size != "none")
-        return ", ".join(parts)
+        """Such as `eti, tokens both and size sum, tokens sum and size product`."""
+        return ", ".join([self.law, *filter(None, map(_describe_form, self.forms))])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,50 +54,49 @@ class Score:
     """How well a candidate predicted runs that it was not fitted to.
 
     Attributes:
-        candidate: law and form.
+        candidate: law and forms.
         set_errors: mean absolute error of each validation set over the K folds, in the table's
             metric, by name.
         objective_error: that of the objective.
-        edge_errors: mean absolute errors, averaged over the sets, when the largest token budgets
-            (`tokens`) or model sizes (`size`) are predicted from the rest.
-        inside: mean logarithm of the K-fold errors, half of the sets', half of the objective's.
-        score: what candidates are compared by: mean of `inside` and the edges' logarithms.
+        advantage: by how much its errors lie below those of `eti`, in standard errors of the
+            paired difference; 0 for `eti` itself.
         converged: share of the sets whose fit converged.
     """
 
     candidate: Candidate
     set_errors: Mapping[str, float]
     objective_error: float
-    edge_errors: Mapping[str, float]
-    inside: float
-    score: float
+    advantage: float
     converged: float
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "law": self.candidate.law,
-            "form": self.candidate.form.to_dict(),
+            "forms": [form.to_dict() for form in self.candidate.forms],
             "set_errors": dict(self.set_errors),
             "objective_error": self.objective_error,
-            "edge_errors": dict(self.edge_errors),
-            "inside": self.inside,
-            "score": self.score,
+            "advantage": self.advantage,
             "converged": self.converged,
         }
 
 
-def candidates(table: RunTable, laws: Sequence[str], repetition: Repetition | None) -> list[Candidate]:
-    """The laws in every form that the table can tell apart."""
-    tokens: tuple[Placement, ...] = ("product", "sum", "both") if table.has_budgets else ("none",)
-    sizes: tuple[Placement, ...] = ("product", "sum", "both") if table.has_sizes else ("none",)
-    if repetition is not None:  # the effective total varies, and convexity needs the factor
-        tokens = ("product", "both") if table.has_budgets else ("product",)
-    return [
-        Candidate(law=law, form=Form(tokens=in_tokens, size=in_size), repetition=repetition)
-        for law in laws
-        for in_tokens in tokens
-        for in_size in sizes
-    ]
+def hypotheses(table: RunTable, repetition: Repetition | None) -> tuple[Form, ...]:
+    """The forms whose mean a law is: what the runs cannot tell apart but targets depend on.
+
+    Either data limit what a mixture can teach (a factor D^-b, and a term of model size), or
+    capacity does (a factor P^-h, and a term of tokens).
+    """
+    if repetition is not None:  # the effective total varies; convexity needs the factor D^-b
+        tokens = "both" if table.has_budgets else "product"
+        size = "sum" if table.has_sizes else "none"
+        return (Form(tokens=tokens, size=size),)
+    if table.has_budgets and table.has_sizes:
+        return Form(tokens="both", size="sum"), Form(tokens="sum", size="product")
+    if table.has_budgets:
+        return Form(tokens="both"), Form(tokens="sum")
+    if table.has_sizes:
+        return Form(size="sum"), Form(size="product")
+    return (Form(),)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,12 +106,15 @@ class Judge:
     Attributes:
         table: the runs.
         objective: what a mixture will be chosen for.
-        folds: fold of every run; -1 for runs that are fitted but not judged, shape (num_runs,).
+        judged: runs whose predictions count, shape (num_runs,).
+        folds: fold of every run, the same for runs of one mixture; -1 for mixtures of which no
+            run is judged, which are in every fit. Shape (num_runs,).
         run_weights: how much every run counts in fits, shape (num_runs,).
     """
 
     table: RunTable
     objective: Objective
+    judged: NDArray[np.bool_]
     folds: Index
     run_weights: Array
 
@@ -130,125 +129,139 @@ class Judge:
         run_weights: Array | None = None,
         judged: NDArray[np.bool_] | None = None,
     ) -> Self:
-        """Folds by mixture; with few mixtures each is a fold of its own."""
-        num_mixtures = len(np.unique(table.mixture_groups()))
-        folds_P = mixture_folds(table, num_mixtures if num_mixtures <= FEW else num_folds, seed)
-        if judged is not None:
-            folds_P = np.where(judged, folds_P, -1)
-        weights_P = np.ones(table.num_runs) if run_weights is None else run_weights
-        return cls(table=table, objective=objective, folds=folds_P, run_weights=weights_P)
+        """Folds by mixture; with few mixtures each is a fold of its own.
 
-    def score(self, candidate: Candidate) -> "Judged":
-        """The candidate's errors, and the candidate fitted to all runs."""
-        table = self.table
-        fitted, predicted_PJ = self._held_out(candidate)
-        judged = self.folds >= 0
-        error_PJ = np.abs(predicted_PJ - table.losses)[judged]
-        objective_error = np.abs(
-            self.objective.values(predicted_PJ[judged], table.sets)
-            - self.objective.values(table.losses[judged], table.sets)
-        ).mean()
-        edges = {} if candidate.law == TREES else self._edge_errors(candidate)
-        set_errors_J = np.maximum(error_PJ.mean(axis=0), LEAST_ERROR)
-        inside = 0.5 * (np.log(set_errors_J).mean() + np.log(max(objective_error, LEAST_ERROR)))
-        terms = [inside, *(float(np.log(max(error, LEAST_ERROR))) for error in edges.values())]
-        score = Score(
-            candidate=candidate,
-            set_errors=dict(zip(table.sets, set_errors_J.tolist(), strict=True)),
-            objective_error=float(objective_error),
-            edge_errors=edges,
-            inside=float(inside),
-            score=float(np.mean(terms)),
-            converged=1.0 if isinstance(fitted, TreeLaw) else float(np.mean(fitted.converged)),
+        The folds of the runs that are judged are those they have in a table without the others.
+        """
+        judged_P = np.ones(table.num_runs, dtype=bool) if judged is None else judged
+        groups_P = table.mixture_groups()
+        num_mixtures = len(np.unique(groups_P[judged_P]))
+        num_folds = num_mixtures if num_mixtures <= FEW else num_folds
+        fold_of_group = np.full(groups_P.max() + 1, -1)
+        fold_of_group[groups_P[judged_P]] = mixture_folds(table.select(judged_P), num_folds, seed)
+        return cls(
+            table=table,
+            objective=objective,
+            judged=judged_P,
+            folds=fold_of_group[groups_P],
+            run_weights=np.ones(table.num_runs) if run_weights is None else run_weights,
         )
-        return Judged(score, fitted, predicted_PJ)
 
-    def _held_out(self, candidate: Candidate) -> tuple[Law, Array]:
+    def judge(self, candidate: Candidate) -> "Judged":
+        """The candidate fitted to all runs, with its held-out predictions."""
         if candidate.law == TREES:
-            return TreeLaw.fit(self.table), predict_held_out_trees(self.table, self.folds)
-        fitted = fit_law(
+            law: Law = TreeLaw.fit(self.table)
+            return Judged(candidate, law, predict_held_out_trees(self.table, self.folds))
+        law = fit_law(
             self.table,
             candidate.law,
-            form=candidate.form,
+            forms=candidate.forms,
             repetition=candidate.repetition,
             run_weights=self.run_weights,
         )
-        return fitted, predict_held_out(fitted, self.table, self.folds, self.run_weights)
+        held_out_PJ = predict_held_out(law, self.table, self.folds, self.run_weights)
+        return Judged(candidate, law, held_out_PJ)
 
-    def _edge_errors(self, candidate: Candidate) -> dict[str, float]:
-        """Relative errors on the largest budgets and sizes, predicted from the rest."""
-        errors = {}
-        for what, placement, counts_P in (
-            ("tokens", candidate.form.tokens, self.table.tokens),
-            ("size", candidate.form.size, self.table.parameters),
-        ):
-            if placement == "none" or counts_P is None:
-                continue
-            beyond = _edge(counts_P)
-            if beyond is None:
-                continue
-            rest = self.table.select(~beyond)
-            law = fit_law(
-                rest,
-                candidate.law,
-                form=_without_lost_terms(candidate.form, rest),
-                repetition=candidate.repetition,
-                run_weights=self.run_weights[~beyond],
-            )
-            edge = self.table.select(beyond)
-            predicted_PJ = law.predict(edge.weights, edge.tokens, edge.parameters)
-            errors[what] = float(np.abs(predicted_PJ / edge.losses - 1).mean())
-        return errors
+    def errors(self, judged: "Judged") -> tuple[Array, Array]:
+        """Absolute held-out errors of the sets (P, J) and of the objective (P,), judged runs."""
+        table, rows = self.table, self.judged
+        error_PJ = np.abs(judged.held_out - table.losses)[rows]
+        predicted_P = self.objective.values(judged.held_out[rows], table.sets)
+        return error_PJ, np.abs(predicted_P - self.objective.values(table.losses[rows], table.sets))
+
+    def score(self, judged: "Judged", base: "Judged") -> Score:
+        """The candidate's errors, beside those of the law to beat."""
+        error_PJ, objective_P = self.errors(judged)
+        law = judged.law
+        return Score(
+            candidate=judged.candidate,
+            set_errors=dict(zip(self.table.sets, error_PJ.mean(axis=0).tolist(), strict=True)),
+            objective_error=float(objective_P.mean()),
+            advantage=self._advantage(judged, base),
+            converged=1.0 if isinstance(law, TreeLaw) else float(np.mean(law.converged)),
+        )
+
+    def _advantage(self, judged: "Judged", base: "Judged") -> float:
+        """Mean over its standard error of the paired differences of the runs' errors.
+
+        A run's error is half the mean over the sets and half the objective's, each in multiples
+        of the base's mean error, so that no set and not the objective decides alone.
+        """
+        (own_PJ, own_P), (base_PJ, base_P) = self.errors(judged), self.errors(base)
+        unit_J, unit = base_PJ.mean(axis=0), base_P.mean()
+        gain_P = ((base_PJ - own_PJ) / unit_J).mean(axis=1) / 2 + (base_P - own_P) / unit / 2
+        _, group_P = np.unique(self.folds[self.judged], return_inverse=True)
+        mean_F = np.bincount(group_P, gain_P) / np.bincount(group_P)
+        spread = float(mean_F.std(ddof=1)) if len(mean_F) > 1 else 0.0
+        return 0.0 if spread == 0 else float(mean_F.mean() / spread * np.sqrt(len(mean_F)))
 
 
 class Judged(NamedTuple):
-    """A candidate with its score."""
+    """A candidate fitted, with what it predicts of runs it was not fitted to."""
 
-    score: Score
+    candidate: Candidate
     law: Law
     held_out: Array
-    """K-fold predictions, NaN for runs that are not judged, shape (num_runs, num_sets)."""
+    """K-fold predictions, NaN for runs in every fit, shape (num_runs, num_sets)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Choice:
-    """All candidates' scores, lowest first, and the best candidate."""
+    """All candidates' scores, the chosen one first, then by advantage; and the chosen one."""
 
     scores: tuple[Score, ...]
     best: Judged
 
 
 def choose_law(judge: Judge, candidates: Sequence[Candidate]) -> Choice:
-    """Score all candidates and take the best."""
-    judged = sorted(map(judge.score, candidates), key=lambda found: found.score.score)
-    return Choice(scores=tuple(found.score for found in judged), best=judged[0])
+    """The first candidate, unless another is better by more than one standard error.
+
+    Of several the one with the largest advantage is taken.
+    """
+    judged = [judge.judge(candidate) for candidate in candidates]
+    scores = [judge.score(found, judged[0]) for found in judged]
+    order = sorted(range(len(scores)), key=lambda i: -scores[i].advantage)
+    chosen = order[0] if scores[order[0]].advantage > 1 else 0
+    ordered = [chosen, *(i for i in order if i != chosen)]
+    return Choice(scores=tuple(scores[i] for i in ordered), best=judged[chosen])
 
 
-def choose_automatically(judge: Judge, repetition: Repetition | None = None) -> Choice:
-    """`law = "auto"`: the form by the fastest law, then the law in that form."""
-    forms = choose_law(judge, candidates(judge.table, (FASTEST,), repetition))
-    form = forms.best.score.candidate.form
-    others = [
-        Candidate(law=law, form=form, repetition=repetition)
-        for law in JOINT_LAWS
-        if law != FASTEST
-    ]
-    laws = choose_law(judge, others)
-    first, second = sorted((forms, laws), key=lambda choice: choice.scores[0].score)
-    scores = sorted([*first.scores, *second.scores], key=lambda score: score.score)
-    return Choice(scores=tuple(scores), best=first.best)
+def edge_errors(judge: Judge, candidate: Candidate) -> dict[str, float]:
+    """Relative errors on the largest budgets and sizes, predicted from the rest.
+
+    A measure of extrapolation inside the runs, by what varies: `tokens`, `size`.
+    """
+    errors = {}
+    for what, counts_P in (("tokens", judge.table.tokens), ("size", judge.table.parameters)):
+        beyond = None if counts_P is None else _edge(judge.table, counts_P)
+        if beyond is None:
+            continue
+        rest, edge = judge.table.select(~beyond), judge.table.select(beyond)
+        law = fit_law(
+            rest,
+            candidate.law,
+            forms=hypotheses(rest, candidate.repetition),
+            repetition=candidate.repetition,
+            run_weights=judge.run_weights[~beyond],
+        )
+        predicted_PJ = law.predict(edge.weights, edge.tokens, edge.parameters)
+        errors[what] = float(np.abs(predicted_PJ / edge.losses - 1).mean())
+    return errors
 
 
-def _edge(counts_P: Array) -> NDArray[np.bool_] | None:
-    """Runs with the largest counts, or None when the rest has no two counts to learn from."""
-    beyond = counts_P > EDGE * counts_P.max()
-    rest = counts_P[~beyond]
-    return beyond if len(rest) and rest.max() > 1.05 * rest.min() else None
+def _describe_form(form: Form) -> str:
+    parts = [f"{what} {placed}" for what, placed in form.to_dict().items() if placed != "none"]
+    return " and ".join(parts)
 
 
-def _without_lost_terms(form: Form, rest: RunTable) -> Form:
-    """The form less the terms whose counts no longer vary."""
-    return Form(
-        tokens=form.tokens if rest.has_budgets else "none",
-        size=form.size if rest.has_sizes else "none",
-    )
+def _edge(table: RunTable, counts_P: Array) -> NDArray[np.bool_] | None:
+    """Runs with the largest counts, or None when the rest is too little to learn from.
+
+    It needs two counts, and as many mixtures as domains.
+    """
+    beyond = np.asarray(counts_P > EDGE * counts_P.max())
+    rest_P = counts_P[~beyond]
+    num_mixtures = len(np.unique(table.mixture_groups()[~beyond]))
+    if num_mixtures < table.num_domains or rest_P.max() <= SAME_COUNT * rest_P.min():
+        return None
+    return beyond

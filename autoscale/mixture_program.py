@@ -191,15 +191,16 @@ class MixtureProgram:
         moved = np.flatnonzero(ends_K != weights_K)
         moved = moved[np.argsort(np.abs(ends_K - weights_K)[moved])]
         most = float(self.choice.values(weights_K)) + found.complementarity
-        while len(moved):
+        while True:
             settled_K = self._moved(weights_K, ends_K, moved, found.at_limit)
             if self._is_feasible(settled_K) and self.choice.values(settled_K) <= most:
                 return settled_K
+            if not len(moved):
+                return weights_K
             moved = moved[: len(moved) // 2]
-        return self._moved(weights_K, ends_K, moved, found.at_limit)
 
     def _moved(self, weights_K: Array, ends_K: Array, moved: Index, at_limit: Mask) -> Array:
-        """Some weights at their ends, and sums as they must be.
+        """Some weights at their ends and groups on their limits.
 
         What these take, the domains between bounds give, each by its room.
         """

@@ -193,7 +193,12 @@ def _within_limits(choice: Choice, start_K: Array) -> Array:
     if choice.excess(weights_K) >= 0:
         multipliers_M = found.multipliers if program.has_level else np.ones(1)
         raise _limits_error(choice, weights_K, multipliers_M)
-    return weights_K
+    inward_K, share = weights_K, 0.01
+    while True:  # away from bounds, which rounding may have made it touch
+        inward_K = weights_K + share * (choice.feasible.inside - weights_K)
+        if choice.excess(inward_K) < 0:
+            return inward_K
+        share /= 10
 
 
 def _limits_error(choice: Choice, weights_K: Array, multipliers_M: Array) -> InfeasibleError:

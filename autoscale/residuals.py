@@ -20,6 +20,8 @@ Array = NDArray[np.float64]
 
 SIGNIFICANT = 0.01  # over all tests of a kind together (Bonferroni)
 WORTH_A_WORD = 1.5  # error in multiples of the noise below which a rejection changes no decision
+FEWEST_FOR_TREND = 8  # runs
+STRONG_TREND = 0.3  # rank correlation below which a trend changes no decision
 
 
 def misfits(judge: Judge, judged: Judged, noise: ReplicateNoise | None) -> Iterator[str]:
@@ -28,9 +30,8 @@ def misfits(judge: Judge, judged: Judged, noise: ReplicateNoise | None) -> Itera
     Args:
         noise: between seeds, or None when no replicates measured it.
     """
-    rows = judge.folds >= 0
-    table = judge.table.select(rows)
-    error_PJ = judged.held_out[rows] - table.losses
+    rows = judge.judged
+    error_PJ = (judged.held_out - judge.table.losses)[rows]
     if noise is not None:
         yield from _beyond_seed_noise(judge, error_PJ, noise)
     yield from _trends(judge, error_PJ, judged.held_out[rows])
@@ -52,12 +53,15 @@ def _beyond_seed_noise(judge: Judge, error_PJ: Array, noise: ReplicateNoise) -> 
 
 def _trends(judge: Judge, error_PJ: Array, predicted_PJ: Array) -> Iterator[str]:
     """Rank correlation of errors with predictions, by set."""
-    if len(error_PJ) < 8:
+    if len(error_PJ) < FEWEST_FOR_TREND:
         return
     table = judge.table
     for j, name in enumerate(table.sets):
+        if not (np.ptp(error_PJ[:, j]) and np.ptp(predicted_PJ[:, j])):
+            continue  # no ranks to correlate
         found = spearmanr(error_PJ[:, j], predicted_PJ[:, j])
-        if found.pvalue < SIGNIFICANT / table.num_sets and abs(found.statistic) > 0.3:
+        strong = abs(found.statistic) > STRONG_TREND
+        if strong and found.pvalue < SIGNIFICANT / table.num_sets:
             side = "high" if found.statistic > 0 else "low"
             yield (
                 f"The law's held-out errors for {name} are not random: it predicts too {side} "

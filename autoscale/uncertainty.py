@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
 
-from .laws.fitted_law import FittedLaw
+from .laws.fit import JointLaw
 from .objective import Objective
 
 Array = NDArray[np.float64]
 
 CONFIDENCE = 0.9
+ROUNDING = 1e-12  # relative, of an objective
 
 
 class Interval(NamedTuple):
@@ -56,7 +57,7 @@ class Gain:
 
 
 def predict_interval(
-    law: FittedLaw,
+    law: JointLaw,
     weights: ArrayLike,
     tokens: ArrayLike | None,
     parameters: ArrayLike | None,
@@ -72,7 +73,7 @@ def predict_interval(
 
 
 def predict_objective_interval(
-    law: FittedLaw,
+    law: JointLaw,
     objective: Objective,
     noise: float,
     weights: ArrayLike,
@@ -85,16 +86,21 @@ def predict_objective_interval(
 
     Args:
         noise: standard deviation of a run's objective about the law, of the residuals of the
-            objective itself (those of the sets are correlated).
+            objective itself (those of the sets are correlated); relative to the objective where
+            the law's own noise is relative.
     """
     mean_P = objective.values(law.predict(weights, tokens, parameters), law.sets)
     draws_SP = objective.values(law.predict_draws(weights, tokens, parameters), law.sets)
-    half_P = float(norm.ppf((1 + confidence) / 2)) * np.hypot(draws_SP.std(axis=0, ddof=1), noise)
+    noise_P = noise * mean_P if law.relative else np.full_like(mean_P, noise)
+    spread_P = draws_SP.std(axis=0, ddof=1)
+    half_P = float(norm.ppf((1 + confidence) / 2)) * np.hypot(spread_P, noise_P)
     return Interval(mean_P, mean_P - half_P, mean_P + half_P)
 
 
 class Decision:
     """The optimum of a law at one budget and size, with the optima of its bootstrap draws.
+
+    `optimism` is by how much the optimum seems better than it is, in the objective's unit.
 
     Args:
         law: with draws.
@@ -106,20 +112,21 @@ class Decision:
 
     def __init__(
         self,
-        law: FittedLaw,
+        law: JointLaw,
         objective: Objective,
         solve: Callable[[Any], Array],
         *,
         tokens: float | None,
         parameters: float | None,
     ) -> None:
-        assert law.draws is not None
+        assert law.num_draws
         self.law, self.objective = law, objective
         self.tokens, self.parameters = tokens, parameters
         self.weights_K = solve(law.surface(tokens, parameters))
         self.draw_weights_SK = np.array(
-            [solve(law.surface(tokens, parameters, draw)) for draw in range(len(law.draws))]
+            [solve(law.surface(tokens, parameters, draw)) for draw in range(law.num_draws)]
         )
+        self.optimism = self._optimism()
 
     def weight_interval(self, confidence: float = CONFIDENCE) -> Interval:
         """Weights with the quantiles of the draws' optima; right only if the law is."""
@@ -134,46 +141,47 @@ class Decision:
     ) -> Gain:
         """The gain of a mixture over a baseline; of the optimum by default.
 
-        The optimism of a draw s is the gain that its own optimum has under the draw less the one
-        it has under the fit; their mean is subtracted. It is 0 for a mixture given from outside.
+        The optimum loses its optimism, but twice its gain at most: a baseline so near to it that
+        the runs cannot tell the two apart may as well be the true optimum, and then lies as far
+        below it as it seems to lie above. A mixture given from outside has no optimism.
         """
         chosen_K = self.weights_K if mixture_K is None else mixture_K
-        point = self._values(None, np.stack([baseline_K, chosen_K]))
-        draws_S2 = self._values("draws", np.stack([baseline_K, chosen_K]))
-        optimism = self._optimism(baseline_K) if mixture_K is None else 0.0
-        expected = float(point[0] - point[1]) - optimism
-        gain_S = draws_S2[:, 0] - draws_S2[:, 1] - optimism
+        pair = np.stack([baseline_K, chosen_K])
+        point, draws_S2 = self._values(pair), self._draw_values(pair)
+        gain = float(point[0] - point[1])
+        optimism = min(self.optimism, max(0.0, 2 * gain)) if mixture_K is None else 0.0
+        expected = gain - optimism
         # The draws centre on the fit only nearly; their spread is what they are for.
-        spread = float(gain_S.std(ddof=1))
+        spread = float((draws_S2[:, 0] - draws_S2[:, 1]).std(ddof=1))
         quantile = float(norm.ppf((1 + confidence) / 2))
-        probability = float(norm.cdf(expected / spread)) if spread > 0 else float(expected > 0)
+        rounding = ROUNDING * abs(float(point[0]))  # all that copies of one mixture differ by
         return Gain(
             expected=expected,
             low=expected - quantile * spread,
             high=expected + quantile * spread,
-            probability=probability,
+            probability=float(norm.cdf(expected / max(spread, rounding))),
             optimism=optimism,
         )
 
-    def _optimism(self, baseline_K: Array) -> float:
-        """Mean over draws of (gain under the draw less gain under the fit) of the draw's optimum."""
-        num_draws = len(self.draw_weights_SK)
-        mixtures = np.vstack([baseline_K[None], self.draw_weights_SK])
-        by_fit = self._values(None, mixtures)
-        by_draw_SP = self._values("draws", mixtures)
-        rows = np.arange(num_draws)
-        own_gain_S = by_draw_SP[:, 0] - by_draw_SP[rows, 1 + rows]
-        fit_gain_S = by_fit[0] - by_fit[1:]
-        # The draws' error at the baseline and the optimum of the fit is no optimism: take out what
-        # the fit's own optimum gains between draw and fit.
-        chosen = self._values("draws", np.stack([baseline_K, self.weights_K]))
-        fit_chosen = self._values(None, np.stack([baseline_K, self.weights_K]))
-        drift_S = (chosen[:, 0] - chosen[:, 1]) - float(fit_chosen[0] - fit_chosen[1])
-        return max(0.0, float((own_gain_S - fit_gain_S - drift_S).mean()))
+    def _optimism(self) -> float:
+        """By how much an optimum seems better than it is, from draws in the fit's place.
 
-    def _values(self, which: str | None, weights_PK: Array) -> Array:
-        """The objective by the fit, shape (P,), or by its draws, shape (S, P)."""
-        predict = self.law.predict if which is None else self.law.predict_draws
-        return self.objective.values(
-            predict(weights_PK, self.tokens, self.parameters), self.law.sets
-        )
+        A draw's optimum gains over that of the fit by the draw, and loses to it by the fit; the
+        mean of the sum. Both are at least 0 but for the solver's tolerance.
+        """
+        mixtures = np.vstack([self.weights_K[None], self.draw_weights_SK])
+        by_fit, by_draw_SP = self._values(mixtures), self._draw_values(mixtures)
+        rows = np.arange(len(by_draw_SP))
+        seeming_S = by_draw_SP[:, 0] - by_draw_SP[rows, 1 + rows]
+        loss_S = by_fit[1:] - by_fit[0]
+        return max(0.0, float((seeming_S + loss_S).mean()))
+
+    def _values(self, weights_PK: Array) -> Array:
+        """The objective by the fit, shape (P,)."""
+        losses_PJ = self.law.predict(weights_PK, self.tokens, self.parameters)
+        return self.objective.values(losses_PJ, self.law.sets)
+
+    def _draw_values(self, weights_PK: Array) -> Array:
+        """The objective by the draws, shape (S, P)."""
+        losses_SPJ = self.law.predict_draws(weights_PK, self.tokens, self.parameters)
+        return self.objective.values(losses_SPJ, self.law.sets)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 
 from .mixture_term import Amounts, Index, Prior, TermDerivatives
 from .power_sum import by_domain, log_sum_derivatives, logistic, power_sum
@@ -27,6 +28,7 @@ SHARED_POWER_LOGIT = (0.62, 0.43)  # log k ~ N(log .65, .15) in logits
 OWN_LOG_TRANSFER = 0.0
 OTHER_LOG_TRANSFER = -2.5
 LOG_TRANSFER_SD = 1.5
+SHARPNESS = 40.0  # of the smooth bound of the largest power
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +86,22 @@ class EffectiveTokens:
         return theta_BQ  # the frame's amplitude takes the level
 
     def token_floor(self, theta_BQ: Array) -> tuple[Array, Array]:
+        """g times a smooth bound of the largest power, `log(sum exp(s k)) / s`, at least max k.
+
+        The maximum itself has a kink where powers are equal, and fits stick to it.
+        """
         exponent_B, power_BK, _ = self._split(theta_BQ)
-        largest_B = power_BK.argmax(axis=1)
-        rows = np.arange(len(theta_BQ))
-        power_B = power_BK[rows, largest_B]
         jacobian = np.zeros_like(theta_BQ)
+        if not self.individual:
+            power_B = power_BK[:, 0]
+            jacobian[:, 1] = exponent_B * power_B * (1 - power_B)
+        else:
+            power_B = np.asarray(logsumexp(SHARPNESS * power_BK, axis=1)) / SHARPNESS
+            share_BK = np.exp(SHARPNESS * (power_BK - power_B[:, None]))
+            by_offset_BK = exponent_B[:, None] * share_BK * power_BK * (1 - power_BK)
+            jacobian[:, 1] = by_offset_BK.sum(axis=1)
+            jacobian[:, 2 : 2 + power_BK.shape[1]] = by_offset_BK
         jacobian[:, 0] = exponent_B * power_B
-        jacobian[:, 1] = exponent_B * power_B * (1 - power_B)
-        if self.individual:
-            jacobian[rows, 2 + largest_B] = jacobian[:, 1]
         return exponent_B * power_B, jacobian
 
     def readable(self, theta_Q: Array, domains: Sequence[str]) -> dict[str, object]:

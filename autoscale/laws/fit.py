@@ -1,21 +1,24 @@
-"""Fit a law by name, predict runs it was not fitted to (K-fold), redraw its parameters (bootstrap)."""
+"""Fits a law by name, predicts runs it was not fitted to (K-fold), draws it again (bootstrap)."""
 
 # F folds, S draws, J validation sets, P runs
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..run_table import RunTable
+from .average import AveragedLaw
 from .fitted_law import FittedLaw
-from .fitter import Fitter
+from .fitter import LEAST_FREE, Fitter
 from .frame import Form
 from .repetition import Repetition
 from .terms import TERMS
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]
+JointLaw = FittedLaw | AveragedLaw
 
 FOLD_TOLERANCE = 1e-3  # falls of the cost, from warm starts
 DRAW_TOLERANCE = 1e-2
@@ -25,16 +28,16 @@ def fit_law(
     table: RunTable,
     law: str,
     *,
-    form: Form,
+    forms: Sequence[Form],
     repetition: Repetition | None = None,
     run_weights: Array | None = None,
-) -> FittedLaw:
-    """Fit one law in one form to the runs of a table.
+) -> JointLaw:
+    """Fit one law to the runs of a table, in one form or as the mean of several.
 
     Args:
         table: the runs; `check_for_fit` is called.
         law: a key of `TERMS`.
-        form: where tokens and size enter; a term of theirs needs several budgets or sizes.
+        forms: where tokens and size enter; a term of theirs needs several budgets or sizes.
         repetition: worth of repeated tokens.
         run_weights: how much every run counts, shape (num_runs,); 1 by default.
 
@@ -44,28 +47,16 @@ def fit_law(
     table.check_for_fit()
     if law not in TERMS:
         raise ValueError(f"law {law!r} is unknown; known are {', '.join(TERMS)}")
-    fitter = Fitter(table, TERMS[law], form, repetition)
     weights_P = np.ones(table.num_runs) if run_weights is None else run_weights
-    fits = fitter.fit(weights_P[None])
-    return FittedLaw(
-        law=law,
-        form=form,
-        domains=table.domains,
-        sets=table.sets,
-        metric=table.metric,
-        units=fitter.units,
-        repetition=repetition,
-        theta=fits.theta[0],
-        draws=None,
-        noise=fits.noise[0],
-        relative=fitter.relative,
-        effective_parameters=fits.effective_parameters[0],
-        converged=tuple(fits.converged[0].tolist()),
-    )
+    members = tuple(_fit_form(table, law, form, repetition, weights_P) for form in forms)
+    if len(members) == 1:
+        return members[0]
+    average = AveragedLaw(members=members, noise=np.ones(table.num_sets))
+    return replace(average, noise=_residual_noise(average, table, weights_P))
 
 
 def predict_held_out(
-    fitted: FittedLaw, table: RunTable, folds_P: Index, run_weights: Array | None = None
+    fitted: JointLaw, table: RunTable, folds_P: Index, run_weights: Array | None = None
 ) -> Array:
     """Losses of every run by the law fitted to the other folds, shape (num_runs, num_sets).
 
@@ -75,6 +66,9 @@ def predict_held_out(
             (NaN).
         run_weights: as given to `fit_law`.
     """
+    if isinstance(fitted, AveragedLaw):
+        found = [predict_held_out(law, table, folds_P, run_weights) for law in fitted.members]
+        return np.asarray(np.mean(found, axis=0))
     fitter = _fitter(fitted, table)
     weights_P = np.ones(table.num_runs) if run_weights is None else run_weights
     numbers = np.unique(folds_P[folds_P >= 0])
@@ -94,26 +88,67 @@ def predict_held_out(
 
 
 def bootstrap(
-    fitted: FittedLaw,
+    fitted: JointLaw,
     table: RunTable,
     *,
     num_draws: int,
     seed: int,
     run_weights: Array | None = None,
-) -> FittedLaw:
+) -> JointLaw:
     """The law with draws of its parameters: mixtures drawn again with replacement, then fitted.
 
     Runs of one mixture (other seeds, budgets, sizes) are drawn together, as their errors are alike.
+    All members of a mean see the same draws.
     """
-    fitter = _fitter(fitted, table)
     groups_P = table.mixture_groups()
     num_groups = int(groups_P.max()) + 1
     rng = np.random.default_rng(np.random.SeedSequence([seed, 0xB007]))
     counts_SG = rng.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=num_draws)
     weights_P = np.ones(table.num_runs) if run_weights is None else run_weights
-    fits = fitter.fit(
-        counts_SG[:, groups_P] * weights_P,
-        noise_FJ=np.tile(fitted.noise, (num_draws, 1)),
+    weights_SP = counts_SG[:, groups_P] * weights_P
+    if isinstance(fitted, AveragedLaw):
+        members = tuple(_redrawn(law, table, weights_SP) for law in fitted.members)
+        return replace(fitted, members=members)
+    return _redrawn(fitted, table, weights_SP)
+
+
+def _fit_form(
+    table: RunTable, law: str, form: Form, repetition: Repetition | None, weights_P: Array
+) -> FittedLaw:
+    _check_counts(table, form, repetition)
+    fitter = Fitter(table, TERMS[law], form, repetition)
+    fits = fitter.fit(weights_P[None])
+    return FittedLaw(
+        law=law,
+        form=form,
+        domains=table.domains,
+        sets=table.sets,
+        metric=table.metric,
+        units=fitter.units,
+        repetition=repetition,
+        theta=fits.theta[0],
+        draws=None,
+        noise=fits.noise[0],
+        relative=fitter.relative,
+        effective_parameters=fits.effective_parameters[0],
+        converged=tuple(fits.converged[0].tolist()),
+    )
+
+
+def _residual_noise(law: AveragedLaw, table: RunTable, weights_P: Array) -> Array:
+    """Residual standard deviation of a mean, shape (num_sets,)."""
+    predicted_PJ = law.predict(table.weights, table.tokens, table.parameters)
+    residual_PJ = predicted_PJ - table.losses
+    if law.relative:
+        residual_PJ = np.log(predicted_PJ / table.losses)
+    free_J = np.maximum(weights_P.sum() - law.effective_parameters, LEAST_FREE * weights_P.sum())
+    return np.asarray(np.sqrt(weights_P @ residual_PJ**2 / free_J))
+
+
+def _redrawn(fitted: FittedLaw, table: RunTable, weights_SP: Array) -> FittedLaw:
+    fits = _fitter(fitted, table).fit(
+        weights_SP,
+        noise_FJ=np.tile(fitted.noise, (len(weights_SP), 1)),
         start_FJQ=fitted.theta,
         tolerance=DRAW_TOLERANCE,
     )
@@ -126,6 +161,30 @@ def mixture_folds(table: RunTable, num_folds: int, seed: int) -> Index:
     num_groups = int(groups_P.max()) + 1
     rng = np.random.default_rng(np.random.SeedSequence([seed, 0xF01D]))
     return np.asarray((rng.permutation(num_groups) % min(num_folds, num_groups))[groups_P])
+
+
+def _check_counts(table: RunTable, form: Form, repetition: Repetition | None) -> None:
+    for counts, placement, what in (
+        (table.tokens, form.tokens, "tokens"),
+        (table.parameters, form.size, "parameters"),
+    ):
+        if counts is None and placement != "none":
+            raise ValueError(
+                f"a term of {what} cannot be fitted to runs whose {what} are not known; add a "
+                f"column {what}, or fit without the term"
+            )
+    if repetition is None:
+        return
+    if table.tokens is None:
+        raise ValueError(
+            "the worth of repeated tokens needs the tokens of the runs, which are not known; add a "
+            "column tokens, or fit without repetition"
+        )
+    if len(repetition.unique_tokens) != table.num_domains:
+        raise ValueError(
+            f"unique tokens are given for {len(repetition.unique_tokens)} domains; expected one "
+            f"number for each of {', '.join(table.domains)}"
+        )
 
 
 def _fitter(fitted: FittedLaw, table: RunTable) -> Fitter:

@@ -57,6 +57,10 @@ class FittedLaw:
     def term(self) -> MixtureTerm:
         return TERMS[self.law]
 
+    @property
+    def num_draws(self) -> int:
+        return 0 if self.draws is None else len(self.draws)
+
     def predict(
         self, weights: ArrayLike, tokens: ArrayLike | None, parameters: ArrayLike | None
     ) -> Array:
@@ -73,19 +77,12 @@ class FittedLaw:
         self, weights: ArrayLike, tokens: ArrayLike | None, parameters: ArrayLike | None
     ) -> Array:
         """Losses under every bootstrap draw, shape (num_draws, num_runs, num_sets)."""
-        if self.draws is None:
-            raise ValueError(
-                f"the fitted law {self.law!r} has no bootstrap draws; fit it with some"
-            )
-        return self._values(self.draws, weights, tokens, parameters).transpose(0, 2, 1)
+        values_SJP = self._values(self._drawn(), weights, tokens, parameters)
+        return values_SJP.transpose(0, 2, 1)
 
     def at_draw(self, number: int) -> Self:
         """The law with the parameters of one bootstrap draw."""
-        if self.draws is None:
-            raise ValueError(
-                f"the fitted law {self.law!r} has no bootstrap draws; fit it with some"
-            )
-        return replace(self, theta=self.draws[number], draws=None)
+        return replace(self, theta=self._drawn()[number], draws=None)
 
     def surface(
         self, tokens: float | None, parameters: float | None, draw: int | None = None
@@ -104,13 +101,19 @@ class FittedLaw:
                     f"the law was fitted with a term of {what}; give the {what} to predict for"
                 )
 
+    def with_repetition(self, repetition: Repetition | None) -> Self:
+        """The same law where tokens repeat differently."""
+        return replace(self, repetition=repetition)
+
     def readable(self) -> dict[str, dict[str, Any]]:
         """Parameters by validation set, under the names and in the units of the docs."""
         frame = Frame(self.term, self.form)
         found = {}
         for name, theta_Q in zip(self.sets, self.theta, strict=True):
             own = {
-                key.removeprefix("log_"): float(np.exp(theta_Q[at]))
+                key.removeprefix("log_"): float(
+                    np.exp(theta_Q[at]) if key.startswith("log_") else theta_Q[at]
+                )
                 for key, at in frame.position.items()
             }
             if "token_exponent" in own:
@@ -160,6 +163,11 @@ class FittedLaw:
             effective_parameters=np.array(record["effective_parameters"], dtype=np.float64),
             converged=tuple(record["converged"]),
         )
+
+    def _drawn(self) -> Array:
+        if self.draws is None:
+            raise ValueError(f"law {self.law!r} was fitted without bootstrap draws; draw some")
+        return self.draws
 
     def _values(
         self,

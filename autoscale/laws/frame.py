@@ -1,6 +1,6 @@
 """The frame around every mixture term: irreducible loss, and terms of tokens and model size.
 
-    L_j = E_j + A_j D^-b_j P^-h_j exp(m_j) + B_j D^-beta_j + K_j P^-alpha_j
+    L_j = E_j + A_j D^-b_j P^-h_j exp(m_j) + B_j D^-beta_j P^eta_j + K_j P^-alpha_j
 
 D tokens and P parameters, in units near those of the fit; m_j the mixture term of the law. Each of
 the factors and of the additive terms is there or not, as `Form` says.
@@ -27,13 +27,18 @@ from .mixture_term import Amounts, Index, MixtureTerm, Prior
 Array = NDArray[np.float64]
 Placement = Literal["none", "product", "sum", "both"]
 
-LOG_IRREDUCIBLE = (0.6, 0.5)  # times the smallest loss; standard deviation of the logarithm
+LOG_IRREDUCIBLE = (float(np.log(0.6)), 0.5)  # of the smallest loss; mean and sd of the logarithm
+LOG_IRREDUCIBLE_OF_MANY = (float(np.log(0.5)), 0.3)  # with several budgets or sizes
 LOG_AMPLITUDE_SD = 3.0
-LOG_TOKEN_EXPONENT = (float(np.log(0.35)), 0.4)
-LOG_TOKEN_EXCESS = (float(np.log(0.15)), 0.8)  # b less its floor, where the floor is not 0
-LOG_SIZE_EXPONENT = (float(np.log(0.1)), 0.7)
-LOG_ADDED_TOKEN_EXPONENT = (float(np.log(0.35)), 0.4)
-LOG_ADDED_SIZE_EXPONENT = (float(np.log(0.3)), 0.4)
+LEAST_REDUCIBLE = 0.02  # of the typical loss, where a fit starts
+LOG_TOKEN_EXPONENT = (float(np.log(0.2)), 0.5)
+LOG_TOKEN_EXCESS = (float(np.log(0.05)), 1.0)  # b less its floor, where the floor is not 0
+LOG_SIZE_EXPONENT = (float(np.log(0.2)), 0.5)
+LOG_ADDED_TOKEN_AMPLITUDE = (float(np.log(0.1)), 1.5)  # of the smallest loss
+LOG_ADDED_TOKEN_EXPONENT = (float(np.log(0.5)), 0.5)
+ADDED_TOKEN_SIZE_EXPONENT = (0.2, 0.2)  # no logarithm: larger models lag at first, or lead
+LOG_ADDED_SIZE_AMPLITUDE = (float(np.log(0.2)), 1.0)  # of the smallest loss
+LOG_ADDED_SIZE_EXPONENT = (float(np.log(0.2)), 0.4)
 LOG_TERM_RANGE = (-30.0, 8.0)  # so that the steps of a fit cannot overflow
 LOG_EXPONENT_RANGE = (-8.0, 2.0)
 LOG_IRREDUCIBLE_RANGE = (-9.0, 4.0)
@@ -94,6 +99,7 @@ class Frame:
             names.append("log_size_exponent")
         if form.tokens in ("sum", "both"):
             names += ["log_added_token_amplitude", "log_added_token_exponent"]
+            names += ["added_token_size_exponent"] * (form.size != "none")
         if form.size in ("sum", "both"):
             names += ["log_added_size_amplitude", "log_added_size_exponent"]
         self.names = tuple(names)
@@ -105,33 +111,36 @@ class Frame:
 
     def prior(self, least_B: Array, own_B: Index, num_domains: int) -> Prior:
         """Priors given the smallest loss of each fit, shape (B,)."""
-        added = {
-            "log_irreducible": (0.0, LOG_IRREDUCIBLE[1]),
+        many = self.form != Form()
+        priors = {
+            "log_irreducible": LOG_IRREDUCIBLE_OF_MANY if many else LOG_IRREDUCIBLE,
             "log_amplitude": (0.0, LOG_AMPLITUDE_SD),
             "log_token_exponent": self._token_exponent_prior(),
             "log_size_exponent": LOG_SIZE_EXPONENT,
-            "log_added_token_amplitude": (0.0, LOG_AMPLITUDE_SD),
+            "log_added_token_amplitude": LOG_ADDED_TOKEN_AMPLITUDE,
             "log_added_token_exponent": LOG_ADDED_TOKEN_EXPONENT,
-            "log_added_size_amplitude": (0.0, LOG_AMPLITUDE_SD),
+            "added_token_size_exponent": ADDED_TOKEN_SIZE_EXPONENT,
+            "log_added_size_amplitude": LOG_ADDED_SIZE_AMPLITUDE,
             "log_added_size_exponent": LOG_ADDED_SIZE_EXPONENT,
         }
-        mean, sd = np.transpose([added[name] for name in self.names])
+        mean, sd = np.transpose([priors[name] for name in self.names])
         mean_BQ, sd_BQ = np.tile(mean, (len(own_B), 1)), np.tile(sd, (len(own_B), 1))
-        mean_BQ[:, 0] = np.log(LOG_IRREDUCIBLE[0] * least_B)
+        for name in ("log_irreducible", "log_added_token_amplitude", "log_added_size_amplitude"):
+            if name in self.position:  # these are levels, in the unit of the losses
+                mean_BQ[:, self.position[name]] += np.log(least_B)
         of_term = self.term.prior(own_B, num_domains)
         return Prior(np.hstack([mean_BQ, of_term.mean]), np.hstack([sd_BQ, of_term.sd]))
 
     def start(self, prior: Prior, inputs: Inputs, own_B: Index, typical_B: Array) -> Array:
         """The prior's mean with the level moved to the typical loss of each fit, shape (B, Q)."""
         theta_BQ = prior.mean.copy()
-        reducible_B = np.maximum(typical_B - np.exp(theta_BQ[:, 0]), 0.02 * typical_B)
-        num_terms = 1.0
+        rest_B = typical_B - np.exp(theta_BQ[:, 0])
         for name in ("log_added_token_amplitude", "log_added_size_amplitude"):
-            if name in self.position:  # a quarter of the reducible loss each
-                theta_BQ[:, self.position[name]] = np.log(reducible_B / 4)
-                num_terms -= 0.25
+            if name in self.position:
+                rest_B = rest_B - np.exp(theta_BQ[:, self.position[name]])
         term_BP, _ = self.term.evaluate(theta_BQ[:, self.num_own :], inputs.amounts, own_B)
-        lift_B = np.log(num_terms * reducible_B) - np.median(term_BP, axis=1)
+        lift_B = np.log(np.maximum(rest_B, LEAST_REDUCIBLE * typical_B))
+        lift_B = lift_B - np.median(term_BP, axis=1)
         if "log_amplitude" in self.position:
             theta_BQ[:, self.position["log_amplitude"]] = lift_B
         else:
@@ -154,7 +163,7 @@ class Frame:
         return Parts(
             irreducible=np.exp(np.clip(theta_BQ[:, :1], *LOG_IRREDUCIBLE_RANGE)),
             product=np.exp(np.clip(log_product_BP, *LOG_TERM_RANGE)),
-            added_tokens=self._added(theta_BQ, "token", inputs.log_tokens),
+            added_tokens=self._added_tokens(theta_BQ, inputs),
             added_size=self._added(theta_BQ, "size", inputs.log_parameters),
             added_token_exponent=self._exponent(theta_BQ, "log_added_token_exponent")[:, 0],
             term_jacobian=term_jacobian,
@@ -185,6 +194,7 @@ class Frame:
             exponent_B1 = self._exponent(theta_BQ, f"log_added_{what}_exponent")
             columns[f"log_added_{what}_amplitude"] = added_BP
             columns[f"log_added_{what}_exponent"] = -added_BP * exponent_B1 * logs_P
+        columns["added_token_size_exponent"] = parts.added_tokens * inputs.log_parameters
         for name, at in self.position.items():
             jacobian[:, :, at] = columns[name]
         return parts.value, jacobian
@@ -205,6 +215,14 @@ class Frame:
         if name not in self.position:
             return np.zeros((len(theta_BQ), 1))
         return np.asarray(np.exp(np.clip(self._column(theta_BQ, name), *LOG_EXPONENT_RANGE)))
+
+    def _added_tokens(self, theta_BQ: Array, inputs: Inputs) -> Array:
+        """B D^-beta P^eta, shape (B, P)."""
+        added_BP = self._added(theta_BQ, "token", inputs.log_tokens)
+        if "added_token_size_exponent" in self.position:
+            exponent_B1 = self._column(theta_BQ, "added_token_size_exponent")
+            added_BP = added_BP * np.exp(np.clip(exponent_B1 * inputs.log_parameters, -30, 30))
+        return added_BP
 
     def _added(self, theta_BQ: Array, what: str, logs_P: Array) -> Array:
         """An additive power term, shape (B, P); 0 where the form has none."""

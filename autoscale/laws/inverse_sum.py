@@ -64,12 +64,7 @@ class InverseSum:
         return shifted
 
     def token_floor(self, theta_BQ: Array) -> tuple[Array, Array]:
-        _, power_BK = self._split(theta_BQ)
-        rows, largest_B = np.arange(len(theta_BQ)), power_BK.argmax(axis=1)
-        floor_B = power_BK[rows, largest_B]
-        jacobian = np.zeros_like(theta_BQ)
-        jacobian[rows, power_BK.shape[1] + largest_B] = floor_B
-        return floor_B, jacobian
+        return np.zeros(len(theta_BQ)), np.zeros_like(theta_BQ)
 
     def readable(self, theta_Q: Array, domains: Sequence[str]) -> dict[str, object]:
         log_coefficient_BK, power_BK = self._split(theta_Q[None])

@@ -65,7 +65,7 @@ class Minimum(NamedTuple):
 
 
 def minimise(
-    problem: Problem, start_BQ: Array, *, tolerance: float = SLIGHT, max_iterations: int = 150
+    problem: Problem, start_BQ: Array, *, tolerance: float = SLIGHT, max_iterations: int = 400
 ) -> Minimum:
     """Fit the whole batch.
 

@@ -17,7 +17,7 @@ from .power_sum import by_domain
 
 Array = NDArray[np.float64]
 
-RATE_SD = 1.5
+RATE_SD = 10.0  # rates of 20 to 50 occur where a domain is the only source of a set
 
 
 @dataclass(frozen=True, slots=True)

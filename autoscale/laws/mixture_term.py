@@ -97,10 +97,11 @@ class MixtureTerm(Protocol):
         """Parameters whose term is higher by `by_B`, as nearly as they allow."""
 
     def token_floor(self, theta_BQ: Array) -> tuple[Array, Array]:
-        """Least token exponent at which useless tokens do not raise the loss, with its Jacobian.
+        """A token exponent at which useless tokens do not raise the loss, with its Jacobian.
 
         With a factor D^-b, tokens of a domain that teaches nothing lower the other domains' shares;
-        b at least at the floor, shape (B,), makes up for that. Jacobian of shape (B, Q).
+        b at least at the floor, shape (B,), makes up for that. 0 where the law takes tokens itself
+        or claims nothing of the kind. Jacobian of shape (B, Q).
         """
 
     def readable(self, theta_Q: Array, domains: Sequence[str]) -> dict[str, object]:

@@ -27,12 +27,28 @@ class Repetition:
     """How fast repeated tokens lose their worth.
 
     Attributes:
-        rate: R*, epochs after the first that are worth 1 - 1/e of as many fresh ones at most.
+        rate: R*; all repetition together is worth at most R* fresh epochs.
         unique_tokens: U of each domain, shape (num_domains,).
+
+    Raises:
+        ValueError: the rate or a number of tokens is not positive and finite.
     """
 
     rate: float
     unique_tokens: Array
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.rate) and self.rate > 0):
+            raise ValueError(
+                f"the repetition rate R* is {self.rate:g}; expected a positive number of epochs, "
+                f"such as the published {PUBLISHED_RATE:.3g}"
+            )
+        unique_K = np.asarray(self.unique_tokens)
+        if not (np.isfinite(unique_K) & (unique_K > 0)).all():
+            raise ValueError(
+                f"unique tokens by domain are {unique_K.tolist()}; expected positive numbers, as "
+                "repetition is counted in epochs of them"
+            )
 
     def effective(self, tokens: ArrayLike) -> Array:
         """Effective tokens, of the shape (..., num_domains) of the tokens drawn."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..run_table import RunTable
-from .fit import Index
+from .mixture_term import Index
 
 Array = NDArray[np.float64]
 
@@ -63,7 +63,6 @@ class TreeLaw:
     _boosters: list[Any] = field(default_factory=list, repr=False)
 
     law = "trees"
-    draws = None
 
     @classmethod
     def fit(cls, table: RunTable, rows: Index | None = None) -> Self:
