@@ -14,11 +14,22 @@ from rich.console import Console
 
 from . import __version__, stages
 from .config import ExperimentConfig, load_config
+from .law_tables import fit_lines, mixture_lines
+from .laws.repetition import PUBLISHED_RATE
 from .prepare import prepare as prepare_shards
 from .progress import ProgressDisplay
 from .records import read_json
 from .report import report as write_report
+from .run_table import Metric
 from .summary import summarise
+from .table_commands import (
+    TableFit,
+    TableQuestion,
+    fit_table,
+    parse_available,
+    predict_table,
+    solve_table,
+)
 from .terminal import plan_table, status_table, summary_table
 from .token_count import parse_token_count
 
@@ -39,6 +50,11 @@ ExperimentFile = Annotated[Path, typer.Argument(help="Experiment file (TOML).")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one value; repeatable."),
+]
+FitFile = Annotated[Path, typer.Argument(help="fit.json of an experiment or a table.")]
+Available = Annotated[
+    str | None,
+    typer.Option(help="Unique tokens: domain=tokens,... or a .json file; models repetition."),
 ]
 Resume = Annotated[
     bool,
@@ -94,9 +110,97 @@ def probe(
 
 
 @app.command()
-def fit(experiment: ExperimentFile, overrides: Overrides = None) -> None:
-    """Fit the law at every probe budget and solve for the best mixture there."""
-    _wrote(stages.fit(load_config(experiment, overrides or ())))
+def fit(
+    experiment: Annotated[
+        Path | None, typer.Argument(help="Experiment file (TOML); or give --table.")
+    ] = None,
+    overrides: Overrides = None,
+    table: Annotated[Path | None, typer.Option(help="Table of runs (CSV).")] = None,
+    output: Annotated[Path, typer.Option("-o", "--output", help="With --table.")] = Path("fit.json"),
+    law: Annotated[str, typer.Option(help="With --table: auto, autoscale, eti, ...")] = "auto",
+    objective: Annotated[
+        str, typer.Option(help="With --table: mean, worst, perplexity, or set=weight,...")
+    ] = "mean",
+    perplexity: Annotated[
+        bool, typer.Option("--perplexity", help="The table's losses are perplexities.")
+    ] = False,
+    metric: Annotated[Metric, typer.Option(help="Unit of the table's losses.")] = "nats",
+    available: Available = None,
+    rate: Annotated[float, typer.Option(help="R* of repeated tokens.")] = PUBLISHED_RATE,
+    folds: Annotated[int, typer.Option(help="Folds of the held-out error.")] = 5,
+    draws: Annotated[int, typer.Option(help="Bootstrap draws.")] = 40,
+    seed: Annotated[int, typer.Option(help="Of folds and draws.")] = 0,
+) -> None:
+    """Fit the law to the probe runs of an experiment, or to a table of runs."""
+    if (experiment is None) == (table is None):
+        raise ValueError("give an experiment file, or --table with a CSV of runs, not both")
+    if experiment is not None:
+        _wrote(stages.fit(load_config(experiment, overrides or ())))
+        return
+    assert table is not None
+    settings = TableFit(
+        law=law,
+        objective=objective,
+        perplexity=perplexity,
+        metric=metric,
+        available=available and parse_available(available),
+        rate=rate,
+        folds=folds,
+        draws=draws,
+        seed=seed,
+    )
+    path = fit_table(table, output, settings)
+    console.print(fit_lines(read_json(path, "fit")))
+    _wrote(path)
+
+
+@app.command()
+def predict(
+    fit: FitFile,
+    table: Annotated[Path, typer.Option(help="Table of runs (CSV); losses are not needed.")],
+    output: Annotated[Path, typer.Option("-o", "--output")] = Path("predicted.csv"),
+) -> None:
+    """Predict the losses of runs from a fitted law, with 90% intervals."""
+    _wrote(predict_table(fit, table, output))
+
+
+@app.command()
+def solve(
+    fit: FitFile,
+    output: Annotated[Path, typer.Option("-o", "--output")] = Path("mixture.json"),
+    tokens: Annotated[str | None, typer.Option(help="Token budget such as 10B.")] = None,
+    parameters: Annotated[str | None, typer.Option(help="Model size such as 1B.")] = None,
+    objective: Annotated[str | None, typer.Option(help="By default that of the fit.")] = None,
+    min_weight: Annotated[float, typer.Option(help="Of every domain.")] = 0.0,
+    max_weight: Annotated[float, typer.Option(help="Of every domain.")] = 1.0,
+    available: Available = None,
+    max_epochs: Annotated[float | None, typer.Option(help="Cap from --available.")] = None,
+    group: Annotated[
+        list[str] | None, typer.Option(help="name:domain+domain=low..high; repeatable.")
+    ] = None,
+    reference: Annotated[str, typer.Option(help="Mixture file to compare with.")] = "uniform",
+    no_harm: Annotated[
+        float | None, typer.Option(help="Most that a loss may exceed the reference's.")
+    ] = None,
+    pull: Annotated[str | None, typer.Option(help="kl:strength or l2:strength.")] = None,
+) -> None:
+    """The best mixture of a fitted law at a budget, with its certificate and intervals."""
+    question = TableQuestion(
+        tokens=None if tokens is None else parse_token_count(tokens),
+        parameters=None if parameters is None else parse_token_count(parameters),
+        objective=objective,
+        min_weight=min_weight,
+        max_weight=max_weight,
+        max_epochs=max_epochs,
+        available=available and parse_available(available),
+        groups=tuple(group or ()),
+        reference=reference,
+        no_harm=no_harm,
+        pull=pull,
+    )
+    path = solve_table(fit, output, question)
+    console.print(mixture_lines(read_json(path, "mixture")))
+    _wrote(path)
 
 
 @app.command()

@@ -16,7 +16,8 @@ from .laws.trees import TreeLaw
 from .mixture import Mixture
 from .mixture_objective import MixtureObjective, Pull, WeightedSum, Worst
 from .objective import Objective
-from .optimum import Optimum, optimise
+from .optimum import DEFAULT_SEARCH, Optimum, optimise
+from .random_search import Search
 from .token_count import round_token_count
 from .uncertainty import CONFIDENCE, Decision, Gain
 
@@ -37,8 +38,9 @@ class Question:
         constraints: on the mixture.
         baselines: mixtures to state the gain over, by name; the first is the one that the
             sentence compares with.
+        reference: what `no_harm` refers to.
         held_at: solve the law at this budget instead (projection `hold`).
-        no_harm: most that any loss may lie above its value under `baselines["reference"]`.
+        no_harm: most that any loss may lie above its value under the reference.
         pull: to a prior mixture.
     """
 
@@ -46,6 +48,7 @@ class Question:
     parameters: float | None
     constraints: Constraints
     baselines: Mapping[str, Mixture]
+    reference: Mixture
     held_at: float | None = None
     no_harm: float | None = None
     pull: Pull | None = None
@@ -98,17 +101,17 @@ def advise(estimate: Estimate, question: Question) -> Advice:
     law = None if isinstance(estimate.law, TreeLaw) else _law_for(estimate.law, question)
     tokens = question.token_budget if question.held_at is None else question.held_at
 
-    def solve(surface: Any) -> Optimum:
+    def solve(surface: Any, search: Search = DEFAULT_SEARCH) -> Optimum:
         limits = None
         if question.no_harm is not None:
-            reference_K = question.baselines["reference"].as_array()
-            limits = surface.losses(reference_K) + question.no_harm
+            limits = surface.losses(question.reference.as_array()) + question.no_harm
         return optimise(
             surface,
             mixture_objective(estimate.objective, surface.sets),
             question.constraints,
             limits=limits,
             pull=question.pull,
+            search=search,
         )
 
     warnings = [*_reach(estimate, question)]
@@ -121,10 +124,11 @@ def advise(estimate: Estimate, question: Question) -> Advice:
             warnings=tuple(warnings),
         )  # fmt: skip
     optimum = solve(law.surface(tokens, question.parameters))
+    nearby = Search(reference=optimum.mixture, num_starts=1)  # draws differ little from the fit
     decision = Decision(
         law,
         estimate.objective,
-        lambda surface: solve(surface).mixture.as_array(),
+        lambda surface: solve(surface, nearby).mixture.as_array(),
         tokens=tokens,
         parameters=question.parameters,
     )
@@ -189,7 +193,8 @@ def _reach(estimate: Estimate, question: Question) -> list[str]:
     found, facts = [], estimate.facts
     budget = question.token_budget
     if budget is not None and facts.tokens is not None and budget > FAR_TOKENS * facts.tokens[1]:
-        how = "the weights are held" if question.held_at is not None else "the law is extrapolated"
+        held = question.held_at is not None or not estimate.law.uses_tokens
+        how = "the weights are held" if held else "the law is extrapolated"
         found.append(
             f"{round_token_count(budget)} tokens are {budget / facts.tokens[1]:.3g} times the "
             f"largest budget probed; {how}."

@@ -140,6 +140,10 @@ class Estimate:
     facts: Facts
     warnings: tuple[str, ...]
 
+    def with_objective(self, objective: Objective) -> Self:
+        """The same law for another objective; its noise stays that of the one fitted for."""
+        return replace(self, objective=objective)
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "law": self.law.to_dict(),
@@ -232,10 +236,9 @@ def estimate_at_largest_budget(
         run_weights=np.where(largest, 1.0, SMALLER_BUDGETS_WEIGHT),
         judged=largest,
     )
-    law = choice.best.law.law
-    if law == TREES:
+    if options.law == TREES:
         return _finished(alone, choice, options, noise), False
-    with_smaller = _choose(together, replace(options, law=law))
+    with_smaller = _choose(together, options)
     kept = _mean_error(together, with_smaller) < _mean_error(alone, choice)
     if kept:
         return _finished(together, with_smaller, options, noise), True
@@ -262,9 +265,15 @@ def _choose(judge: Judge, options: Options) -> Choice:
     if options.law == TREES:
         return choose_law(judge, [Candidate(law=TREES)])
     laws = JOINT_LAWS if options.law == "auto" else (options.law,)
-    forms = hypotheses(judge.table, options.repetition)
+    repetition = options.repetition
     return choose_law(
-        judge, [Candidate(law=law, forms=forms, repetition=options.repetition) for law in laws]
+        judge,
+        [
+            Candidate(
+                law=law, forms=hypotheses(law, judge.table, repetition), repetition=repetition
+            )
+            for law in laws
+        ],
     )
 
 

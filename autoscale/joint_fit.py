@@ -194,6 +194,7 @@ def _advise(
         parameters=size,
         constraints=experiment.constraints(token_budget),
         baselines=baselines,
+        reference=experiment.reference,
         held_at=held_at,
         no_harm=config.solve.no_harm,
         pull=None

@@ -16,10 +16,12 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .laws.fit import Index, fit_law, mixture_folds, predict_held_out
-from .laws.frame import Form
+from .laws.average import AveragedLaw
+from .laws.fit import Index, average_law, fit_law, mixture_folds, predict_held_out
+from .laws.frame import Form, Placement
 from .laws.records import Law
 from .laws.repetition import Repetition
+from .laws.terms import TERMS
 from .laws.trees import TreeLaw, predict_held_out_trees
 from .objective import Objective
 from .run_table import RunTable
@@ -33,6 +35,7 @@ JOINT_LAWS = (DEFAULT_LAW, "etk", "separable", "inverse_sum", "log_linear")
 TREES = TreeLaw.law
 FEW = 20  # mixtures up to which each is a fold of its own
 EDGE = 0.7  # budgets and sizes above this share of the largest are the edge
+LEAST_ERROR = 1e-9  # relative
 SAME_COUNT = 1.05  # ratio of two counts that cannot tell a trend
 
 
@@ -80,23 +83,21 @@ class Score:
         }
 
 
-def hypotheses(table: RunTable, repetition: Repetition | None) -> tuple[Form, ...]:
-    """The forms whose mean a law is: what the runs cannot tell apart but targets depend on.
+def hypotheses(law: str, table: RunTable, repetition: Repetition | None) -> tuple[Form, ...]:
+    """The forms whose mean a law is: what the runs can hardly tell apart but targets depend on.
 
     Either data limit what a mixture can teach (a factor D^-b, and a term of model size), or
-    capacity does (a factor P^-h, and a term of tokens).
+    capacity does (a factor P^-h, and a term of tokens). A law of the domains' tokens knows the
+    budget already.
     """
-    if repetition is not None:  # the effective total varies; convexity needs the factor D^-b
-        tokens = "both" if table.has_budgets else "product"
-        size = "sum" if table.has_sizes else "none"
-        return (Form(tokens=tokens, size=size),)
-    if table.has_budgets and table.has_sizes:
-        return Form(tokens="both", size="sum"), Form(tokens="sum", size="product")
-    if table.has_budgets:
-        return Form(tokens="both"), Form(tokens="sum")
-    if table.has_sizes:
-        return Form(size="sum"), Form(size="product")
-    return (Form(),)
+    tokens: tuple[Placement, ...] = ("both", "sum") if table.has_budgets else ("none", "none")
+    if law in TERMS and TERMS[law].in_tokens:
+        tokens = ("none", "none")
+    elif repetition is not None:  # the effective total varies; convexity needs the factor D^-b
+        tokens = ("both", "both") if table.has_budgets else ("product", "product")
+    sizes: tuple[Placement, ...] = ("sum", "product") if table.has_sizes else ("none", "none")
+    forms = [Form(tokens=t, size=p) for t, p in zip(tokens, sizes, strict=True)]
+    return tuple(dict.fromkeys(forms))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,8 +160,19 @@ class Judge:
             repetition=candidate.repetition,
             run_weights=self.run_weights,
         )
+        if isinstance(law, AveragedLaw):
+            law = self._shared_by_error(law)
         held_out_PJ = predict_held_out(law, self.table, self.folds, self.run_weights)
         return Judged(candidate, law, held_out_PJ)
+
+    def _shared_by_error(self, law: AveragedLaw) -> AveragedLaw:
+        """The mean with members' shares by the inverse square of their held-out errors."""
+        shares = []
+        for member in law.members:
+            held_out_PJ = predict_held_out(member, self.table, self.folds, self.run_weights)
+            error_PJ = np.abs(held_out_PJ / self.table.losses - 1)[self.judged]
+            shares.append(max(float(error_PJ.mean()), LEAST_ERROR) ** -2)
+        return average_law(law.members, shares, self.table, self.run_weights)
 
     def errors(self, judged: "Judged") -> tuple[Array, Array]:
         """Absolute held-out errors of the sets (P, J) and of the objective (P,), judged runs."""
@@ -240,7 +252,7 @@ def edge_errors(judge: Judge, candidate: Candidate) -> dict[str, float]:
         law = fit_law(
             rest,
             candidate.law,
-            forms=hypotheses(rest, candidate.repetition),
+            forms=hypotheses(candidate.law, rest, candidate.repetition),
             repetition=candidate.repetition,
             run_weights=judge.run_weights[~beyond],
         )

@@ -196,7 +196,7 @@ def _within_limits(choice: Choice, start_K: Array) -> Array:
     inward_K, share = weights_K, 0.01
     while True:  # away from bounds, which rounding may have made it touch
         inward_K = weights_K + share * (choice.feasible.inside - weights_K)
-        if choice.excess(inward_K) < 0:
+        if choice.excess(inward_K) <= choice.excess(weights_K) / 2:
             return inward_K
         share /= 10
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from .config import ExperimentConfig
 from .constraints import project_onto_bounds
+from .experiment_foresight import foresee_decision
 from .joint_fit import fit_joint, project_joint
 from .mixture import Mixture
 from .model_shape import model_size
@@ -80,6 +81,7 @@ def plan(config: ExperimentConfig) -> Path:
         "runs": runs,
         "totals": totals,
         "cost_basis": basis,
+        "foresight": foresee_decision(experiment, artifact(config, "fit")),
     }
     return write_json(artifact(config, "plan"), "plan", content)
 

@@ -1,8 +1,9 @@
 """The mean of one law in several forms, which extrapolates better than any of them.
 
 Whether more tokens act on the part of the loss that the mixture changes (data), or more parameters
-(capacity), cannot be told inside the runs, and picking one by held-out error misleads beyond them.
-Their mean keeps what both have: it is convex where its members are, and all share one bootstrap.
+(capacity), can hardly be told inside the runs, and picking one by held-out error misleads beyond
+them. Members count by the inverse square of their held-out error: alike where the runs do not tell
+them apart, not at all where they do. The mean is convex where its members are.
 """
 
 # S draws, J validation sets, P runs, K domains
@@ -26,10 +27,12 @@ class AveragedLaw:
 
     Attributes:
         members: the fits, of the same law, domains, sets and metric.
+        shares: of the members in the mean, summing to 1.
         noise: standard deviation of the residuals of the mean, shape (num_sets,).
     """
 
     members: tuple[FittedLaw, ...]
+    shares: tuple[float, ...]
     noise: Array
 
     @property
@@ -57,12 +60,17 @@ class AveragedLaw:
         return self.members[0].relative
 
     @property
+    def uses_tokens(self) -> bool:
+        """Whether its losses depend on the token budget."""
+        return any(law.uses_tokens for law in self.members)
+
+    @property
     def num_draws(self) -> int:
         return self.members[0].num_draws
 
     @property
     def effective_parameters(self) -> Array:
-        return np.asarray(np.mean([law.effective_parameters for law in self.members], axis=0))
+        return self._mean([law.effective_parameters for law in self.members])
 
     @property
     def converged(self) -> tuple[bool, ...]:
@@ -72,21 +80,20 @@ class AveragedLaw:
         self, weights: ArrayLike, tokens: ArrayLike | None, parameters: ArrayLike | None
     ) -> Array:
         """Losses of runs, shape (num_runs, num_sets); see `FittedLaw.predict`."""
-        predicted = [law.predict(weights, tokens, parameters) for law in self.members]
-        return np.asarray(np.mean(predicted, axis=0))
+        return self._mean([law.predict(weights, tokens, parameters) for law in self.members])
 
     def predict_draws(
         self, weights: ArrayLike, tokens: ArrayLike | None, parameters: ArrayLike | None
     ) -> Array:
         """Losses under every bootstrap draw, shape (num_draws, num_runs, num_sets)."""
-        predicted = [law.predict_draws(weights, tokens, parameters) for law in self.members]
-        return np.asarray(np.mean(predicted, axis=0))
+        return self._mean([law.predict_draws(weights, tokens, parameters) for law in self.members])
 
     def surface(
         self, tokens: float | None, parameters: float | None, draw: int | None = None
     ) -> "AveragedSurface":
         """Losses as functions of the weights at one budget and size, for the solver."""
-        return AveragedSurface([law.surface(tokens, parameters, draw) for law in self.members])
+        surfaces = [law.surface(tokens, parameters, draw) for law in self.members]
+        return AveragedSurface(surfaces, self.shares)
 
     def with_repetition(self, repetition: Repetition | None) -> Self:
         members = tuple(law.with_repetition(repetition) for law in self.members)
@@ -98,14 +105,23 @@ class AveragedLaw:
 
     def to_dict(self) -> dict[str, Any]:
         members = [law.to_dict() for law in self.members]
-        return {"law": self.law, "members": members, "noise": self.noise.tolist()}
+        return {
+            "law": self.law,
+            "members": members,
+            "shares": list(self.shares),
+            "noise": self.noise.tolist(),
+        }
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> Self:
         return cls(
             members=tuple(FittedLaw.from_dict(member) for member in record["members"]),
+            shares=tuple(record["shares"]),
             noise=np.array(record["noise"], dtype=np.float64),
         )
+
+    def _mean(self, arrays: list[Array]) -> Array:
+        return np.asarray(np.tensordot(self.shares, np.stack(arrays), axes=1))
 
 
 class AveragedSurface:
@@ -113,21 +129,22 @@ class AveragedSurface:
 
     differentiable = True
 
-    def __init__(self, surfaces: list[LawSurface]) -> None:
-        self.surfaces = surfaces
+    def __init__(self, surfaces: list[LawSurface], shares: tuple[float, ...]) -> None:
+        self.surfaces, self.shares = surfaces, shares
         self.domains, self.sets = surfaces[0].domains, surfaces[0].sets
         self.convex = all(surface.convex for surface in surfaces)
 
     def losses(self, weights: ArrayLike) -> Array:
         """Losses in the law's metric, shape (..., num_sets) for weights (..., num_domains)."""
-        return np.asarray(np.mean([surface.losses(weights) for surface in self.surfaces], axis=0))
+        return self._mean([surface.losses(weights) for surface in self.surfaces])
 
     def gradients(self, weights_K: ArrayLike) -> Array:
         """d loss / d weight, shape (num_sets, num_domains)."""
-        found = [surface.gradients(weights_K) for surface in self.surfaces]
-        return np.asarray(np.mean(found, axis=0))
+        return self._mean([surface.gradients(weights_K) for surface in self.surfaces])
 
     def hessian(self, weights_K: ArrayLike, multipliers_J: ArrayLike) -> Array:
         """sum_j multiplier_j d2 loss_j / d weight2, shape (num_domains, num_domains)."""
-        found = [surface.hessian(weights_K, multipliers_J) for surface in self.surfaces]
-        return np.asarray(np.mean(found, axis=0))
+        return self._mean([surface.hessian(weights_K, multipliers_J) for surface in self.surfaces])
+
+    def _mean(self, arrays: list[Array]) -> Array:
+        return np.asarray(np.tensordot(self.shares, np.stack(arrays), axes=1))

@@ -51,8 +51,20 @@ def fit_law(
     members = tuple(_fit_form(table, law, form, repetition, weights_P) for form in forms)
     if len(members) == 1:
         return members[0]
-    average = AveragedLaw(members=members, noise=np.ones(table.num_sets))
-    return replace(average, noise=_residual_noise(average, table, weights_P))
+    return average_law(members, [1.0] * len(members), table, weights_P)
+
+
+def average_law(
+    members: Sequence[FittedLaw], shares: Sequence[float], table: RunTable, run_weights: Array
+) -> AveragedLaw:
+    """The mean of several fits to one table, with shares in any unit; its noise is measured."""
+    total = sum(shares)
+    mean = AveragedLaw(
+        members=tuple(members),
+        shares=tuple(share / total for share in shares),
+        noise=np.ones(table.num_sets),
+    )
+    return replace(mean, noise=_residual_noise(mean, table, run_weights))
 
 
 def predict_held_out(
@@ -68,7 +80,7 @@ def predict_held_out(
     """
     if isinstance(fitted, AveragedLaw):
         found = [predict_held_out(law, table, folds_P, run_weights) for law in fitted.members]
-        return np.asarray(np.mean(found, axis=0))
+        return np.asarray(np.tensordot(fitted.shares, np.stack(found), axes=1))
     fitter = _fitter(fitted, table)
     weights_P = np.ones(table.num_runs) if run_weights is None else run_weights
     numbers = np.unique(folds_P[folds_P >= 0])

@@ -58,6 +58,11 @@ class FittedLaw:
         return TERMS[self.law]
 
     @property
+    def uses_tokens(self) -> bool:
+        """Whether its losses depend on the token budget."""
+        return self.term.in_tokens or self.form.tokens != "none"
+
+    @property
     def num_draws(self) -> int:
         return 0 if self.draws is None else len(self.draws)
 

@@ -24,10 +24,11 @@ from .repetition import Repetition
 
 Array = NDArray[np.float64]
 
-FIRST_NOISE = 0.03  # of the losses' level, before any residual is known
+FIRST_NOISE = (0.03, 0.003)  # of the losses' level, before any residual is known
 LEAST_NOISE = 2e-4  # of the losses' level: exact data must not divide by 0
 LEAST_FREE = 0.1  # degrees of freedom as a share of the runs
-NOISE_ITERATIONS = 3
+NOISE_ITERATIONS = 6
+SETTLED = 0.05  # relative change of the noise
 ROUGH = 1e-2  # tolerance while the noise is not known
 
 
@@ -86,12 +87,12 @@ class Fitter:
             tolerance: see `minimise`.
         """
         batch = self._batch(run_weights_FP)
-        theta_BQ = batch.start if start_FJQ is None else _tiled(start_FJQ, len(run_weights_FP))
-        noise_B = batch.level * FIRST_NOISE if noise_FJ is None else np.ravel(noise_FJ)
-        for _ in range(NOISE_ITERATIONS if noise_FJ is None else 0):
-            rough = self._solve(batch, noise_B, theta_BQ, ROUGH)
-            theta_BQ = rough.theta
-            noise_B = self._noise(batch, rough)
+        if start_FJQ is not None:
+            batch = batch._replace(start=_tiled(start_FJQ, len(run_weights_FP)))
+        if noise_FJ is None:
+            theta_BQ, noise_B = self._with_noise(batch)
+        else:
+            theta_BQ, noise_B = batch.start, np.ravel(noise_FJ)
         found = self._solve(batch, noise_B, theta_BQ, tolerance)
         shape = (len(run_weights_FP), self.table.num_sets)
         return Fits(
@@ -99,6 +100,29 @@ class Fitter:
             noise=noise_B.reshape(shape),
             effective_parameters=_effective_parameters(found, batch.prior).reshape(shape),
             converged=found.converged.reshape(shape),
+        )
+
+    def _with_noise(self, batch: "_Batch") -> tuple[Array, Array]:
+        """Rough parameters (B, Q) and the noise (B,), iterated from two starts.
+
+        From a high noise the priors may hold a fit where the noise stays high, from a low one few
+        runs may be followed too closely. Of the two ends each fit takes the one with the better
+        Laplace evidence.
+        """
+        ends = []
+        for first in FIRST_NOISE:
+            noise_B, theta_BQ = first * batch.level, batch.start
+            for _ in range(NOISE_ITERATIONS):
+                found = self._solve(batch, noise_B, theta_BQ, ROUGH)
+                before_B, noise_B = noise_B, self._noise(batch, found)
+                theta_BQ = found.theta
+                if np.abs(np.log(noise_B / before_B)).max() < SETTLED:
+                    break
+            ends.append((theta_BQ, noise_B, _evidence(batch, found, before_B)))
+        worse_B = ends[1][2] <= ends[0][2]
+        return (
+            np.where(worse_B[:, None], ends[0][0], ends[1][0]),
+            np.where(worse_B, ends[0][1], ends[1][1]),
         )
 
     def _batch(self, run_weights_FP: Array) -> "_Batch":
@@ -205,3 +229,10 @@ def _effective_parameters(found: Minimum, prior: Prior) -> Array:
     """Parameters that the data determine rather than the priors: Q - tr(H^-1 precision)."""
     variance_BQ = np.diagonal(np.linalg.inv(found.information), axis1=1, axis2=2)
     return np.asarray((1 - variance_BQ * prior.sd**-2.0).sum(axis=1))
+
+
+def _evidence(batch: _Batch, found: Minimum, noise_B: Array) -> Array:
+    """Logarithm of the runs' probability under the law and its priors (Laplace), shape (B,)."""
+    total_B = batch.run_weights.sum(axis=1)
+    volume_B = np.linalg.slogdet(found.information)[1] / 2 + np.log(batch.prior.sd).sum(axis=1)
+    return np.asarray(-(found.cost + total_B * np.log(noise_B) + volume_B))

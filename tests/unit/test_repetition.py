@@ -100,5 +100,5 @@ def test_a_rate_must_be_positive(rate):
 
 @pytest.mark.parametrize("unique", [0, -5.0, np.nan])
 def test_unique_tokens_must_be_positive(unique):
-    with pytest.raises(ValueError, match="unique tokens by domain are .*epochs of them"):
+    with pytest.raises(ValueError, match=r"unique tokens by domain are .*epochs of them"):
         Repetition(rate=4.0, unique_tokens=np.array([1e6, unique]))

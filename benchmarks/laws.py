@@ -1,0 +1,83 @@
+"""Figures of the mixture laws on public tables and in simulation, as dated Markdown.
+
+    python benchmarks/laws.py ../shared/tables [--only regmix,speed] [--output benchmarks/laws.md]
+
+Sections that are not asked for stay in the file as they were, each with its own date.
+"""
+
+import argparse
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy: the figures are of one core
+
+from law_accuracy import SEED, coverage, official, regmix, t61
+from law_simulation import simulation
+from law_speed import speed
+
+Section = Callable[[Path], Iterator[str]]
+
+SECTIONS: dict[str, tuple[str, Section]] = {
+    "regmix": ("RegMix: ranks of held-out mixtures", regmix),
+    "t61": ("T61: held-out mixtures, sizes and tokens", t61),
+    "official": ("The official 15 runs", official),
+    "coverage": ("Coverage of intervals", coverage),
+    "speed": ("Speed", speed),
+    "simulation": ("Simulation: regret of decisions", simulation),
+}
+TITLE = "# Mixture laws: figures\n\nWritten by `python benchmarks/laws.py ../shared/tables`.\n"
+PACKAGES = ("numpy", "scipy", "lightgbm")
+
+
+def main() -> None:
+    """Run the sections asked for and write the file after every line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("tables", type=Path, help="folder with regmix/, t61/ and autoscale/")
+    parser.add_argument("--only", default=",".join(SECTIONS), help="sections, comma-separated")
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".md"))
+    arguments = parser.parse_args()
+    asked = arguments.only.split(",")
+    if unknown := [name for name in asked if name not in SECTIONS]:
+        parser.error(f"no section {', '.join(unknown)}; known are {', '.join(SECTIONS)}")
+    content = _read(arguments.output)
+    for name in asked:
+        title, section = SECTIONS[name]
+        start = time.perf_counter()
+        lines: list[str] = []
+        for line in section(arguments.tables):
+            print(line, flush=True)
+            lines.append(line)
+            took = time.perf_counter() - start
+            content[title] = "\n".join([f"{_circumstances()}, {took:.0f} s.", *lines]) + "\n"
+            _write(arguments.output, content)
+
+
+def _circumstances() -> str:
+    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    return (
+        f"{date.today()}, seed {SEED}, Python {platform.python_version()}, {packages}, "
+        f"{os.cpu_count()} cores ({platform.machine()}), one thread"
+    )
+
+
+def _read(path: Path) -> dict[str, str]:
+    """Text of the sections in the file, by title."""
+    if not path.exists():
+        return {}
+    blocks = path.read_text(encoding="utf-8").split("\n## ")[1:]
+    return {title: text.strip() + "\n" for title, _, text in (b.partition("\n") for b in blocks)}
+
+
+def _write(path: Path, content: dict[str, str]) -> None:
+    known = [title for title, _ in SECTIONS.values() if title in content]
+    blocks = [f"## {title}\n\n{content[title]}" for title in known]
+    path.write_text("\n".join([TITLE, *blocks]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
