@@ -27,6 +27,7 @@ from .table_commands import (
     TableQuestion,
     fit_table,
     parse_available,
+    parse_rate,
     predict_table,
     solve_table,
 )
@@ -126,7 +127,9 @@ def fit(
     ] = False,
     metric: Annotated[Metric, typer.Option(help="Unit of the table's losses.")] = "nats",
     available: Available = None,
-    rate: Annotated[float, typer.Option(help="R* of repeated tokens.")] = PUBLISHED_RATE,
+    rate: Annotated[
+        str, typer.Option(help="R* of repeated tokens, or 'fit'.")
+    ] = f"{PUBLISHED_RATE:.4g}",
     folds: Annotated[int, typer.Option(help="Folds of the held-out error.")] = 5,
     draws: Annotated[int, typer.Option(help="Bootstrap draws.")] = 40,
     seed: Annotated[int, typer.Option(help="Of folds and draws.")] = 0,
@@ -143,8 +146,8 @@ def fit(
         objective=objective,
         perplexity=perplexity,
         metric=metric,
-        available=available and parse_available(available),
-        rate=rate,
+        available=None if available is None else parse_available(available),
+        rate=parse_rate(rate),
         folds=folds,
         draws=draws,
         seed=seed,
@@ -192,7 +195,7 @@ def solve(
         min_weight=min_weight,
         max_weight=max_weight,
         max_epochs=max_epochs,
-        available=available and parse_available(available),
+        available=None if available is None else parse_available(available),
         groups=tuple(group or ()),
         reference=reference,
         no_harm=no_harm,

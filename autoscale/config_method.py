@@ -101,9 +101,9 @@ class FitConfig(Section):
     """Bootstrap draws behind the intervals."""
     folds: int = Field(default=5, ge=2)
     """Folds of the held-out error by which a law is chosen."""
-    repetition: Literal["none", "auto"] | Annotated[float, Field(gt=0)] = "auto"
-    """R* of arXiv 2305.16264: repetitions by which a token has lost 1 - 1/e of its worth. `auto`
-    models repetition when a probe or the target would repeat a domain."""
+    repetition: Literal["none", "auto", "fit"] | Annotated[float, Field(gt=0)] = "auto"
+    """R* of arXiv 2305.16264: all repetition of a domain is worth at most R* fresh epochs. `auto`
+    takes the published R* when a probe or the target would repeat a domain, `fit` fits it."""
     trajectories: float = Field(default=0.0, ge=0, le=1)
     """Weight of a probe run's intermediate evaluations in the fit."""
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .constraints import Constraints
 from .estimate import Estimate
-from .laws.fit import JointLaw
+from .laws.records import ParametricLaw
 from .laws.trees import TreeLaw
 from .mixture import Mixture
 from .mixture_objective import MixtureObjective, Pull, WeightedSum, Worst
@@ -179,7 +179,7 @@ def gain_sentence(gains: Mapping[str, Gain], unit: str) -> str:
     )
 
 
-def _law_for(law: JointLaw, question: Question) -> JointLaw:
+def _law_for(law: ParametricLaw, question: Question) -> ParametricLaw:
     """The law with domains as scarce as at the budget asked for, where it is solved at another."""
     if law.repetition is None or question.held_at is None or question.token_budget is None:
         return law

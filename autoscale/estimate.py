@@ -27,8 +27,10 @@ from .law_choice import (
 from .laws.fit import bootstrap
 from .laws.records import Law, law_from_dict
 from .laws.repetition import Repetition
+from .laws.rescaled import rescaled
 from .laws.trees import TreeLaw
 from .objective import Objective
+from .repetition_rate import fitted_rate
 from .residuals import misfits
 from .run_table import ReplicateNoise, RunTable
 
@@ -48,6 +50,7 @@ class Options:
         draws: bootstrap draws.
         seed: of folds and draws.
         repetition: worth of repeated tokens, or None.
+        fit_rate: fit R* of the repetition instead of taking its rate.
     """
 
     law: str = "auto"
@@ -55,6 +58,7 @@ class Options:
     draws: int = 40
     seed: int = 0
     repetition: Repetition | None = None
+    fit_rate: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -266,6 +270,8 @@ def _choose(judge: Judge, options: Options) -> Choice:
         return choose_law(judge, [Candidate(law=TREES)])
     laws = JOINT_LAWS if options.law == "auto" else (options.law,)
     repetition = options.repetition
+    if repetition is not None and options.fit_rate:
+        repetition = fitted_rate(judge, repetition)
     return choose_law(
         judge,
         [
@@ -281,30 +287,33 @@ def _finished(
     judge: Judge, choice: Choice, options: Options, noise: ReplicateNoise | None
 ) -> Estimate:
     """Draws, noise and warnings for the law chosen."""
-    law, table, objective = choice.best.law, judge.table, judge.objective
+    law = choice.best.law
+    table, objective = judge.table, judge.objective
     relative = table.has_budgets or table.has_sizes
+    final: Law = law
     if not isinstance(law, TreeLaw):
-        law = bootstrap(
+        drawn = bootstrap(
             law,
             table,
             num_draws=options.draws,
             seed=options.seed,
             run_weights=judge.run_weights,
         )
+        final = rescaled(drawn, table)
     noise = noise or table.replicate_noise()
     facts = Facts.of(table, noise)
     return Estimate(
-        law=law,
+        law=final,
         objective=objective,
         scores=tuple(score.to_dict() for score in choice.scores),
         reason=_reason(choice, judge),
-        objective_noise=_objective_noise(law, judge, choice, relative),
+        objective_noise=_objective_noise(final, judge, choice, relative),
         relative=relative,
         edge_errors={}
         if isinstance(law, TreeLaw)
         else edge_errors(judge, choice.best.candidate),
         facts=facts,
-        warnings=(*_warnings(law, facts), *misfits(judge, choice.best, noise)),
+        warnings=(*_warnings(final, facts), *misfits(judge, choice.best, noise)),
     )
 
 

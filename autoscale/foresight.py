@@ -44,9 +44,9 @@ TRUTH_SPREAD = 0.5
 """Standard deviations of the priors that truths spread by. Fits to public tables differ between
 domains by about half of them; the priors leave room beyond."""
 MOST_IRREDUCIBLE = 0.95  # share of the loss
-SECONDS = 6.0  # that a simulation may take on one core, about
+SECONDS = 4.0  # that a simulation may take on one core, about
 SECONDS_A_SOLUTION, SECONDS_A_PRODUCT = 0.01, 7e-8
-MOST_TRUTHS, FEWEST_TRUTHS = 32, 6
+MOST_TRUTHS, FEWEST_TRUTHS = 24, 6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -119,7 +119,7 @@ def prior_truths(
 def num_affordable_truths(num_runs: Iterable[int], num_domains: int) -> int:
     """How many truths designs of these sizes can be simulated with in some seconds.
 
-    Between 6 and 32; 0 where even 6 would take longer.
+    Between 6 and 24; 0 where even 6 would take longer.
     """
     num_parameters = num_domains + 4
     products = [runs * num_domains * num_parameters**2 for runs in num_runs]
@@ -180,6 +180,29 @@ def _fit(truths: Sequence[LossSurface], weights_PK: Array, noise_SP: Array) -> l
     fitter.own_J = np.tile(own_domains(domains, sets), num_truths)  # the names no longer tell
     theta_SJQ = fitter.fit(np.ones((1, num_runs))).theta.reshape(num_truths, len(sets), -1)
     return [_surface(FITTED, domains, sets, theta_JQ) for theta_JQ in theta_SJQ]
+
+
+def _surface(
+    law: str, domains: tuple[str, ...], sets: tuple[str, ...], theta_JQ: Array
+) -> LossSurface:
+    """The surface of a law at one budget and size."""
+    num_sets = len(sets)
+    found = FittedLaw(
+        law=law,
+        form=Form(),
+        domains=domains,
+        sets=sets,
+        metric="nats",
+        units=Units(1.0, 1.0),
+        repetition=None,
+        theta=theta_JQ,
+        draws=None,
+        noise=np.zeros(num_sets),
+        relative=False,
+        effective_parameters=np.zeros(num_sets),
+        converged=(True,) * num_sets,
+    )
+    return found.surface(None, None)
 
 
 def _judge(

@@ -37,6 +37,8 @@ LEAST_CENTERING = 1e-3  # lowest mu aimed for, in multiples of the mean compleme
 ARMIJO = 1e-4  # share of the predicted descent that a step must reach
 SHORTEST_STEP = 1e-12
 NORM=True
+CAUTION=0.2
+
 ROOM=1.0
 MOST_VAIN = 25  # steps without progress, after which there will be none
 ROUNDING = 4 * float(np.finfo(np.float64).eps)
@@ -116,18 +118,22 @@ def minimise(
         enough: given objective and complementarity, whether to stop.
     """
     search = _Search(program, linear, start_N)
-    least_error, num_vain = np.inf, 0
+    best_error = least_error = np.inf; num_vain = 0
     best = search.result(0, "max_iterations")
     for num_iterations in range(MAX_ITERATIONS):
         error = search.error()
         num_vain = 0 if error < 0.9 * least_error else num_vain + 1
-        if error <= least_error:
+        if error <= best_error:
+            best_error = error
             best = search.result(num_iterations, "max_iterations")
         least_error = min(error, least_error)
         if error <= TOLERANCE:
             return search.result(num_iterations, "converged")
         if enough is not None and enough(float(search.values[0]), search.complementarity):
             return search.result(num_iterations, "stopped")
+        if num_vain >= 8 and not search.cautious and error > 1e-9:
+            search.become_cautious()
+            num_vain=0; least_error=np.inf
         if num_vain == MOST_VAIN or not search.step():
             return replace(best, status="stalled", num_iterations=num_iterations)
     return replace(best, num_iterations=MAX_ITERATIONS)
@@ -167,6 +173,7 @@ class _Search:
         pull_N = self.jacobian[0] + self.y @ linear.equalities
         mu = max(float(np.sqrt(np.mean((pull_N * room_N) ** 2))), 1e-300)
         self.z = mu / self.s
+        self.cautious = False
         self.unit = max(abs(float(self.values[0])), mu * len(self.s))
 
     @property
@@ -182,8 +189,13 @@ class _Search:
         """`c + s` where rounding does not explain it, 0 for rows; shape (R + M,)."""
         rows = self.linear.rows @ self.x - self.linear.limits
         missed = np.concatenate([rows, self.values[1:]]) + self.s[self.num_bounds:]
-        missed[np.abs(missed) <= 16*ROUNDING * np.append(np.full(len(rows), .1), np.full(len(self.values)-1, self.unit))] = 0
+        missed[np.abs(missed) <= self.noise()] = 0
         return missed
+
+    def noise(self):
+        steep = self.steep
+        steep[:, self.below] *= self.s[:len(self.below)]
+        return 16*ROUNDING*(1 + np.abs(steep).sum(axis=1))
 
     def lagrangian(self) -> Array:
         """The gradient of the Lagrangian, 0 at the optimum, shape (N,)."""
@@ -206,6 +218,11 @@ class _Search:
         self.res = np.abs(residual_N)@self._room()+missed
         return float(max(errors)) / self.unit
 
+    def become_cautious(self):
+        self.cautious = True
+        mu = max(self.complementarity, self.res)/len(self.s)
+        self.z = mu/self.s
+
     def step(self) -> bool:
         """A Newton step; False if there is none that rounding lets descend."""
         solve = self._solver()
@@ -213,7 +230,7 @@ class _Search:
         mean = self.complementarity / count
         _, ds, dz = self._direction(solve, 0.0)
         reached = (self.s + _longest(self.s, ds) * ds) @ (self.z + _longest(self.z, dz) * dz)
-        mu = mean * min(max((reached / count / mean) ** 3, LEAST_CENTERING), 1.0)
+        mu = mean * min(max((reached / count / mean) ** 3, CAUTION if self.cautious else LEAST_CENTERING), 1.0)
         mu = max(mu, 0.3 * self.res / count)
         mu = max(mu, 0.01 * TOLERANCE * self.unit / count)
         dx, ds, dz = self._direction(solve, mu)
@@ -222,7 +239,7 @@ class _Search:
         longest = min(1.0, share * _longest(self.s, ds))
         if not self._search_line(dx, ds, z, mu=mu, longest=longest, solve=solve):
             return False
-        self.z = np.clip(z, 1e-4 * mu / self.s, 1e4 * mu / self.s)
+        self.z = np.clip(z, 1e-10 * mu / self.s, 1e10 * mu / self.s)
         return True
 
     def result(self, num_iterations: int, status: Status) -> InteriorPoint:
@@ -326,7 +343,7 @@ class _Search:
             values = self.program.values(x)
             if np.isfinite(values).all():
                 free = -values[1:]
-                s[self.curved] = np.where(free > s[self.curved] + 16*ROUNDING*self.unit, free, s[self.curved])
+                s[self.curved] = np.where(free > s[self.curved] + self.noise()[len(self.linear.limits):], free, s[self.curved])
                 if merit(values, s) <= before + ARMIJO * alpha * slope + noise or (alpha==longest and NORM and self._closer(x, s, values, z, mu)):
                     self.x, self.values, self.s = x, values, s
                     self.jacobian = self.program.jacobian(x)
@@ -340,7 +357,7 @@ class _Search:
                         values = self.program.values(x)
                         if np.isfinite(values).all():
                             free = -values[1:]
-                            s[self.curved] = np.where(free > s[self.curved] + 16*ROUNDING*self.unit, free, s[self.curved])
+                            s[self.curved] = np.where(free > s[self.curved] + self.noise()[len(self.linear.limits):], free, s[self.curved])
                             if merit(values, s) <= before + ARMIJO * alpha * slope + noise:
                                 self.x, self.values, self.s = x, values, s
                                 self.jacobian = self.program.jacobian(x)

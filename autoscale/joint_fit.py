@@ -44,6 +44,7 @@ def fit_joint(experiment: Experiment, finished: Sequence[FinishedProbe]) -> dict
         draws=config.fit.draws,
         seed=config.seed,
         repetition=_repetition(experiment, probes),
+        fit_rate=config.fit.repetition == "fit",
     )
     found, kept = _estimate(experiment, probes, options)
     budgets = sorted({planned.token_budget for planned, _ in finished})
@@ -156,7 +157,7 @@ def _repetition(experiment: Experiment, probes: ProbeTable) -> Repetition | None
         possible = upper_K * experiment.config.train.budget.tokens
         if (np.maximum(drawn, possible) <= WORTH_MODELLING * unique_K).all():
             return None
-    rate = PUBLISHED_RATE if asked == "auto" else float(asked)
+    rate = PUBLISHED_RATE if asked in ("auto", "fit") else float(asked)
     return Repetition(rate=rate, unique_tokens=unique_K)
 
 

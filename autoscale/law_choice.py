@@ -17,9 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .laws.average import AveragedLaw
-from .laws.fit import Index, average_law, fit_law, mixture_folds, predict_held_out
+from .laws.fit import Index, JointLaw, average_law, fit_law, mixture_folds, predict_held_out
 from .laws.frame import Form, Placement
-from .laws.records import Law
 from .laws.repetition import Repetition
 from .laws.terms import TERMS
 from .laws.trees import TreeLaw, predict_held_out_trees
@@ -87,9 +86,11 @@ def hypotheses(law: str, table: RunTable, repetition: Repetition | None) -> tupl
     """The forms whose mean a law is: what the runs can hardly tell apart but targets depend on.
 
     Either data limit what a mixture can teach (a factor D^-b, and a term of model size), or
-    capacity does (a factor P^-h, and a term of tokens). A law of the domains' tokens knows the
-    budget already.
+    capacity does (a factor P^-h, and a term of tokens). At one budget, sizes alone tell factor and
+    term apart. A law of the domains' tokens knows the budget already.
     """
+    if not table.has_budgets and repetition is None:
+        return (Form(size="both" if table.has_sizes else "none"),)
     tokens: tuple[Placement, ...] = ("both", "sum") if table.has_budgets else ("none", "none")
     if law in TERMS and TERMS[law].in_tokens:
         tokens = ("none", "none")
@@ -151,8 +152,8 @@ class Judge:
     def judge(self, candidate: Candidate) -> "Judged":
         """The candidate fitted to all runs, with its held-out predictions."""
         if candidate.law == TREES:
-            law: Law = TreeLaw.fit(self.table)
-            return Judged(candidate, law, predict_held_out_trees(self.table, self.folds))
+            trees = TreeLaw.fit(self.table)
+            return Judged(candidate, trees, predict_held_out_trees(self.table, self.folds))
         law = fit_law(
             self.table,
             candidate.law,
@@ -212,7 +213,7 @@ class Judged(NamedTuple):
     """A candidate fitted, with what it predicts of runs it was not fitted to."""
 
     candidate: Candidate
-    law: Law
+    law: JointLaw | TreeLaw
     held_out: Array
     """K-fold predictions, NaN for runs in every fit, shape (num_runs, num_sets)."""
 

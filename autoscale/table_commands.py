@@ -40,7 +40,7 @@ class TableFit:
         perplexity: the losses of the table are perplexities.
         metric: unit of the losses.
         available: unique tokens of every domain, to model repetition; None leaves it out.
-        rate: R* of the repetition.
+        rate: R* of the repetition; None fits it.
         folds: of the held-out error.
         draws: of the bootstrap.
         seed: of folds and draws.
@@ -51,7 +51,7 @@ class TableFit:
     perplexity: bool = False
     metric: Metric = "nats"
     available: Mapping[str, int] | None = None
-    rate: float = PUBLISHED_RATE
+    rate: float | None = PUBLISHED_RATE
     folds: int = 5
     draws: int = 40
     seed: int = 0
@@ -79,13 +79,14 @@ def fit_table(path: Path, output: Path, settings: TableFit) -> Path:
     repetition = None
     if settings.available is not None:
         unique_K = _by_domain(settings.available, table.domains, "available tokens")
-        repetition = Repetition(rate=settings.rate, unique_tokens=unique_K)
+        repetition = Repetition(rate=settings.rate or PUBLISHED_RATE, unique_tokens=unique_K)
     options = Options(
         law=settings.law,
         folds=settings.folds,
         draws=settings.draws,
         seed=settings.seed,
         repetition=repetition,
+        fit_rate=settings.rate is None,
     )
     content["estimate"] = estimate(table, objective, options).to_dict()
     return write_json(output, "fit", content)
@@ -201,6 +202,16 @@ def parse_available(text: str) -> dict[str, int]:
             "arxiv=2.1B,github=900M, or a .json file"
         )
     return {name.strip(): parse_token_count(count) for name, _, count in pairs}
+
+
+def parse_rate(text: str) -> float | None:
+    """R*, or None for `fit`."""
+    if text == "fit":
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"rate {text!r} is neither a number of epochs nor 'fit'") from None
 
 
 def _read_estimate(fit: Path) -> Estimate:

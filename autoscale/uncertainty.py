@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
 
-from .laws.fit import JointLaw
+from .laws.records import ParametricLaw
 from .objective import Objective
 
 Array = NDArray[np.float64]
@@ -57,7 +57,7 @@ class Gain:
 
 
 def predict_interval(
-    law: JointLaw,
+    law: ParametricLaw,
     weights: ArrayLike,
     tokens: ArrayLike | None,
     parameters: ArrayLike | None,
@@ -73,7 +73,7 @@ def predict_interval(
 
 
 def predict_objective_interval(
-    law: JointLaw,
+    law: ParametricLaw,
     objective: Objective,
     noise: float,
     weights: ArrayLike,
@@ -112,7 +112,7 @@ class Decision:
 
     def __init__(
         self,
-        law: JointLaw,
+        law: ParametricLaw,
         objective: Objective,
         solve: Callable[[Any], Array],
         *,
