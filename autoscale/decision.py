@@ -1,30 +1,34 @@
 """The mixture that a fitted law advises for one budget, how sure it is, and when to doubt it."""
 
-# K domains, J validation sets
+# K domains, J validation sets, S draws
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .constraints import Constraints
+from .constraints import Constraints, InfeasibleError
 from .estimate import Estimate
-from .laws.records import ParametricLaw
+from .laws.records import Law
 from .laws.trees import TreeLaw
 from .mixture import Mixture
 from .mixture_objective import MixtureObjective, Pull, WeightedSum, Worst
+from .mixture_program import Choice
 from .objective import Objective
-from .optimum import DEFAULT_SEARCH, Optimum, optimise
+from .objective import unit_of as unit_of
+from .optimum import DEFAULT_SEARCH, Optimum, make_choice, solve
+from .pareto import ParetoPoint, pareto_front
 from .random_search import Search
 from .token_count import round_token_count
 from .uncertainty import CONFIDENCE, Decision, Gain
 
 Array = NDArray[np.float64]
 
-FAR_TOKENS = 4.0  # multiples of the largest budget, or size, beyond which a warning is due
-FAR_WEIGHT = 1.25  # multiples of the largest weight probed
+FAR_TOKENS = 4.0  # multiples of the largest budget, or parts of the smallest, that are far
+SAME_SIZE = 1.02  # ratio of model sizes that count as one
+FAR_WEIGHT = 1.25  # multiples of the largest weight probed that are far
 SURE = 0.95  # probability of being better from which a gain is called distinguishable
 
 
@@ -98,45 +102,32 @@ def advise(estimate: Estimate, question: Question) -> Advice:
         InfeasibleError: no mixture satisfies the constraints.
         ValueError: the law needs a budget or a size that the question does not give.
     """
-    law = None if isinstance(estimate.law, TreeLaw) else _law_for(estimate.law, question)
-    tokens = question.token_budget if question.held_at is None else question.held_at
-
-    def solve(surface: Any, search: Search = DEFAULT_SEARCH) -> Optimum:
-        limits = None
-        if question.no_harm is not None:
-            limits = surface.losses(question.reference.as_array()) + question.no_harm
-        return optimise(
-            surface,
-            mixture_objective(estimate.objective, surface.sets),
-            question.constraints,
-            limits=limits,
-            pull=question.pull,
-            search=search,
-        )
-
-    warnings = [*_reach(estimate, question)]
-    if law is None:
-        optimum = solve(estimate.law.surface(tokens, question.parameters))
-        sentence = "The trees have no intervals: nothing says how sure this mixture is."
-        warnings += _about_optimum(estimate, optimum)
-        return Advice(
-            optimum=optimum, low=None, high=None, gains={}, sentence=sentence,
-            warnings=tuple(warnings),
-        )  # fmt: skip
-    optimum = solve(law.surface(tokens, question.parameters))
-    nearby = Search(reference=optimum.mixture, num_starts=1)  # draws differ little from the fit
-    decision = Decision(
-        law,
-        estimate.objective,
-        lambda surface: solve(surface, nearby).mixture.as_array(),
-        tokens=tokens,
-        parameters=question.parameters,
+    law = _law_for(estimate, question)
+    tokens, parameters = _counts(estimate, question)
+    optimum = solve(
+        _choice(law.surface(tokens, parameters), estimate.objective, question), DEFAULT_SEARCH
     )
+    warnings = [*_reach(estimate, question), *_about_optimum(estimate, optimum)]
+    if isinstance(law, TreeLaw):
+        return Advice(
+            optimum=optimum,
+            low=None,
+            high=None,
+            gains={},
+            sentence="The trees have no intervals: nothing says how sure this mixture is.",
+            warnings=tuple(warnings),
+        )
+    solver = _DrawSolver(estimate.objective, question, optimum.mixture)
+    decision = Decision(law, estimate.objective, solver, tokens=tokens, parameters=parameters)
     gains = {
         name: decision.gain(mixture.as_array()) for name, mixture in question.baselines.items()
     }
     interval = decision.weight_interval()
-    warnings += _about_optimum(estimate, optimum)
+    if solver.num_infeasible:
+        warnings.append(
+            f"In {solver.num_infeasible} of {law.num_draws} draws of the law no mixture keeps the "
+            "losses within their limits; the mixture found stands in for theirs."
+        )
     return Advice(
         optimum=optimum,
         low=dict(zip(law.domains, interval.low.tolist(), strict=True)),
@@ -147,6 +138,24 @@ def advise(estimate: Estimate, question: Question) -> Advice:
     )
 
 
+def trade_off(
+    estimate: Estimate, question: Question, second: Objective, num_points: int
+) -> tuple[ParetoPoint, ...]:
+    """The front between the estimate's objective and a second one, see `pareto_front`.
+
+    Raises:
+        InfeasibleError: no mixture satisfies the constraints.
+        ValueError: see `advise` and `pareto_front`.
+    """
+    surface = _law_for(estimate, question).surface(*_counts(estimate, question))
+    return pareto_front(
+        _choice(surface, estimate.objective, question),
+        _choice(surface, second, question).objective,
+        num_points=num_points,
+        search=DEFAULT_SEARCH,
+    )
+
+
 def mixture_objective(objective: Objective, sets: tuple[str, ...]) -> MixtureObjective:
     """The objective as the solver takes it."""
     coefficients_J = objective.coefficients(sets)
@@ -154,14 +163,6 @@ def mixture_objective(objective: Objective, sets: tuple[str, ...]) -> MixtureObj
         return Worst(offsets=np.where(coefficients_J > 0, 0.0, np.inf))
     of_perplexity = objective.kind == "mean_perplexity"
     return WeightedSum(weights=coefficients_J, of="perplexity" if of_perplexity else "loss")
-
-
-def unit_of(metric: str, objective: Objective) -> str:
-    """The unit of the objective, for sentences."""
-    if objective.kind == "mean_perplexity":
-        return "perplexity"
-    in_bits = metric == "bits_per_byte" or objective.kind == "mean_bits_per_byte"
-    return "bits per byte" if in_bits else "nats"
 
 
 def gain_sentence(gains: Mapping[str, Gain], unit: str) -> str:
@@ -179,59 +180,118 @@ def gain_sentence(gains: Mapping[str, Gain], unit: str) -> str:
     )
 
 
-def _law_for(law: ParametricLaw, question: Question) -> ParametricLaw:
+class _DrawSolver:
+    """Solves draws of a law near the optimum of the fit, from which they differ little."""
+
+    def __init__(self, objective: Objective, question: Question, mixture: Mixture) -> None:
+        self.objective, self.question, self.mixture = objective, question, mixture
+        self.num_infeasible = 0
+        self.search = Search(reference=mixture, num_starts=2)
+
+    def __call__(self, surface: Any) -> Array:
+        choice = _choice(surface, self.objective, self.question)
+        try:
+            return solve(choice, self.search).mixture.as_array()
+        except InfeasibleError:  # the fit itself has an optimum: the limits are at fault
+            self.num_infeasible += 1
+            return self.mixture.as_array()
+
+
+def _choice(surface: Any, objective: Objective, question: Question) -> Choice:
+    limits_J = None
+    if question.no_harm is not None:
+        limits_J = surface.losses(question.reference.as_array()) + question.no_harm
+    return make_choice(
+        surface,
+        mixture_objective(objective, surface.sets),
+        question.constraints,
+        limits=limits_J,
+        pull=question.pull,
+    )
+
+
+def _law_for(estimate: Estimate, question: Question) -> Law:
     """The law with domains as scarce as at the budget asked for, where it is solved at another."""
-    if law.repetition is None or question.held_at is None or question.token_budget is None:
+    law = estimate.law
+    if isinstance(law, TreeLaw) or law.repetition is None:
+        return law
+    if question.held_at is None or question.token_budget is None:
         return law
     share = question.held_at / question.token_budget
     scarce = replace(law.repetition, unique_tokens=law.repetition.unique_tokens * share)
     return law.with_repetition(scarce)
 
 
-def _reach(estimate: Estimate, question: Question) -> list[str]:
+def _counts(estimate: Estimate, question: Question) -> tuple[float | None, float | None]:
+    """Tokens and parameters to solve at: None where those of the runs are not known.
+
+    A law fitted without them has no unit for them.
+    """
+    facts = estimate.facts
+    tokens = question.token_budget if question.held_at is None else question.held_at
+    return (
+        None if facts.tokens is None else tokens,
+        None if facts.parameters is None else question.parameters,
+    )
+
+
+def _reach(estimate: Estimate, question: Question) -> Iterator[str]:
     """Extrapolation in tokens and model size."""
-    found, facts = [], estimate.facts
-    budget = question.token_budget
-    if budget is not None and facts.tokens is not None and budget > FAR_TOKENS * facts.tokens[1]:
-        held = question.held_at is not None or not estimate.law.uses_tokens
-        how = "the weights are held" if held else "the law is extrapolated"
-        found.append(
-            f"{round_token_count(budget)} tokens are {budget / facts.tokens[1]:.3g} times the "
-            f"largest budget probed; {how}."
+    if question.token_budget is not None:
+        yield from _token_reach(estimate, question, question.token_budget)
+    if question.parameters is None:
+        return
+    size, known = question.parameters, estimate.facts.parameters
+    if known is None:
+        yield (
+            f"The runs' model sizes are not known, so that {round_token_count(size)} parameters "
+            "change nothing."
         )
-    size = question.parameters
-    if size is not None and facts.parameters is not None:
-        low, high = facts.parameters
-        if not 0.98 * low <= size <= 1.02 * high:
-            found.append(
-                f"The model of {round_token_count(size)} parameters lies outside the sizes probed "
-                f"({round_token_count(low)} to {round_token_count(high)}): intervals from the "
-                "bootstrap are too narrow there."
-            )
-    return found
+    elif not known[0] / SAME_SIZE <= size <= known[1] * SAME_SIZE:
+        low, high = map(round_token_count, known)
+        sizes = f"size probed ({low})" if low == high else f"sizes probed ({low} to {high})"
+        yield (
+            f"The model of {round_token_count(size)} parameters lies outside the {sizes}: "
+            "intervals from the bootstrap are too narrow there."
+        )
 
 
-def _about_optimum(estimate: Estimate, optimum: Optimum) -> list[str]:
-    found = []
+def _token_reach(estimate: Estimate, question: Question, budget: float) -> Iterator[str]:
+    known = estimate.facts.tokens
+    said = round_token_count(budget)
+    if known is None:
+        yield f"The runs' tokens are not known, so that no law says what {said} tokens change."
+        return
+    held = question.held_at is not None or not estimate.law.uses_tokens
+    how = "the weights are held" if held else "the law is extrapolated"
+    if budget > FAR_TOKENS * known[1]:
+        yield f"{said} tokens are {budget / known[1]:.3g} times the largest budget probed; {how}."
+    elif budget < known[0] / FAR_TOKENS:
+        yield (
+            f"{said} tokens are {budget / known[0]:.2g} times the smallest budget probed; {how}."
+        )
+
+
+def _about_optimum(estimate: Estimate, optimum: Optimum) -> Iterator[str]:
     for names, side in ((optimum.at_lower, "least"), (optimum.at_upper, "greatest")):
         if names:
-            found.append(
+            yield (
                 f"The {side} weight allowed holds {', '.join(names)}: the bound chose it, not the "
                 "law."
             )
+    probed = estimate.facts.weights
     beyond = [
         name
         for name, weight in optimum.mixture.to_dict().items()
-        if weight > FAR_WEIGHT * estimate.facts.weights[name][1]
+        if weight > FAR_WEIGHT * probed[name][1]
     ]
     if beyond:
-        found.append(
+        yield (
             f"The optimal weight of {', '.join(beyond)} lies far above any that was probed; the "
             "law is extrapolated there."
         )
     if optimum.duality_gap is None:
-        found.append(
+        yield (
             "The law is not convex: the mixture is the best of several starts, without a proof "
             "that none is better."
         )
-    return found

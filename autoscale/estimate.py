@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from .law_choice import (
     DEFAULT_LAW,
@@ -29,13 +29,15 @@ from .laws.records import Law, law_from_dict
 from .laws.repetition import Repetition
 from .laws.rescaled import rescaled
 from .laws.trees import TreeLaw
-from .objective import Objective
+from .objective import Objective, unit_of
 from .repetition_rate import fitted_rate
 from .residuals import misfits
 from .run_table import ReplicateNoise, RunTable
 
 Array = NDArray[np.float64]
 
+OUTSIDE = 1.05  # ratio to the range of the runs from which a count is beyond it
+SD_OF_MEAN_ERROR = float(np.sqrt(np.pi / 2))  # of a normal error
 SMALLER_BUDGETS_WEIGHT = 1 / 9
 """Most that a run at a smaller budget counted for in measurements on public tables."""
 
@@ -147,6 +149,22 @@ class Estimate:
     def with_objective(self, objective: Objective) -> Self:
         """The same law for another objective; its noise stays that of the one fitted for."""
         return replace(self, objective=objective)
+
+    def extrapolation_error(
+        self, tokens: ArrayLike | None, parameters: ArrayLike | None, num_runs: int
+    ) -> Array:
+        """Relative error to expect beyond the budgets and sizes of the runs, shape (num_runs,).
+
+        It is that of the law fitted to the smaller ones on the largest, as a standard deviation;
+        0 inside, and where the runs could not tell.
+        """
+        worst = max(self.edge_errors.values(), default=0.0)
+        outside_P = np.zeros(num_runs, dtype=bool)
+        for counts, seen in ((tokens, self.facts.tokens), (parameters, self.facts.parameters)):
+            if counts is not None and seen is not None:
+                counts_P = np.asarray(counts, dtype=np.float64)
+                outside_P |= (counts_P < seen[0] / OUTSIDE) | (counts_P > seen[1] * OUTSIDE)
+        return np.asarray(outside_P * worst * SD_OF_MEAN_ERROR)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -334,7 +352,7 @@ def _objective_noise(law: Law, judge: Judge, choice: Choice, relative: bool) -> 
 
 def _reason(choice: Choice, judge: Judge) -> str:
     best = choice.scores[0]
-    unit = {"nats": "nats", "bits_per_byte": "bits per byte"}[judge.table.metric]
+    unit = unit_of(judge.table.metric, judge.objective)
     num_folds = len(np.unique(judge.folds[judge.judged]))
     error = f"{num_folds}-fold error of the objective {best.objective_error:.4f} {unit}"
     if len(choice.scores) == 1:

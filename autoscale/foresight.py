@@ -140,10 +140,10 @@ def foresee(
         simulation: what is decided, from which runs.
     """
     best = [_best(truth, simulation) for truth in truths]
-    noise_SP = _noise(simulation, len(truths), max(map(len, designs)))
+    mixtures = [np.asarray(design, dtype=np.float64) for design in designs]
+    noise_SP = _noise(simulation, len(truths), max(map(len, mixtures)))
     outlooks = []
-    for design in designs:
-        weights_PK = np.asarray(design, dtype=np.float64)
+    for weights_PK in mixtures:
         fits = _fit(truths, weights_PK, noise_SP)
         found = [_judge(*each, simulation) for each in zip(truths, fits, best, strict=True)]
         outlooks.append(_outlook(*np.transpose(found)))

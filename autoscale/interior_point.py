@@ -237,7 +237,7 @@ class _Search:
         share = max(TO_BOUNDARY, 1 - mu / self.unit)
         z = self.z + min(1.0, share * _longest(self.z, dz)) * dz
         longest = min(1.0, share * _longest(self.s, ds))
-        if not self._search_line(dx, ds, z, mu=mu, longest=longest, solve=solve):
+        if not self._search_line(dx, ds, z, mu=mu, longest=longest):
             return False
         self.z = np.clip(z, 1e-10 * mu / self.s, 1e10 * mu / self.s)
         return True
@@ -282,11 +282,11 @@ class _Search:
         weighted = (self.linear.equalities * room_N).T
         return np.asarray(np.linalg.lstsq(weighted, -gradient_N * room_N, rcond=None)[0])
 
-    def _direction(self, solve, mu: float, more=0.0) -> tuple[Array, Array, Array]:
+    def _direction(self, solve, mu: float) -> tuple[Array, Array, Array]:
         """Steps of x, s and z toward complementarity mu."""
         s, z = self.s, self.z
         cut = self.num_bounds
-        missed = self.missed() + more
+        missed = self.missed()
         rhs_N = -self.jacobian[0] - self._of_bounds(mu / s) - z[cut:] @ self.steep
         dx_N, dz_steep = solve(rhs_N, s[cut:] - mu / z[cut:] - missed)
         ds = np.concatenate([dx_N[self.below], -dx_N[self.above], np.zeros(len(dz_steep))])
@@ -327,7 +327,7 @@ class _Search:
 
         return solve
 
-    def _search_line(self, dx_N: Array, ds: Array, z: Array, *, mu: float, longest: float, solve) -> bool:
+    def _search_line(self, dx_N: Array, ds: Array, z: Array, *, mu: float, longest: float) -> bool:
         """Go along a step as far as `f - mu sum log s + penalty |c + s|` descends."""
         penalty = 1.1 * np.maximum(z, self.z)[self.curved].max(initial=0.0)
 
@@ -348,20 +348,6 @@ class _Search:
                     self.x, self.values, self.s = x, values, s
                     self.jacobian = self.program.jacobian(x)
                     return True
-                if alpha == longest and len(values) > 1:
-                    c = np.concatenate([np.zeros(len(self.linear.limits)), values[1:] + (self.s+alpha*ds)[self.curved]])
-                    if (c>0).any():
-                        dx2, ds2, dz2 = self._direction(solve, mu, more=c)
-                        alpha2 = min(1.0, 0.995 * _longest(self.s, ds2))
-                        x, s = self.x + alpha2*dx2, self.s + alpha2*ds2
-                        values = self.program.values(x)
-                        if np.isfinite(values).all():
-                            free = -values[1:]
-                            s[self.curved] = np.where(free > s[self.curved] + self.noise()[len(self.linear.limits):], free, s[self.curved])
-                            if merit(values, s) <= before + ARMIJO * alpha * slope + noise:
-                                self.x, self.values, self.s = x, values, s
-                                self.jacobian = self.program.jacobian(x)
-                                return True
             alpha /= 2
         return False
 

@@ -152,6 +152,14 @@ class Objective:
         return document
 
 
+def unit_of(metric: str, objective: Objective) -> str:
+    """The unit of an objective of losses in a metric, for sentences."""
+    if objective.kind == "mean_perplexity":
+        return "perplexity"
+    in_bits = metric == "bits_per_byte" or objective.kind == "mean_bits_per_byte"
+    return "bits per byte" if in_bits else "nats"
+
+
 def _checked_bytes(sets: Sequence[str], bytes_per_token: Mapping[str, float]) -> dict[str, float]:
     for name in sets:
         found = bytes_per_token.get(name)

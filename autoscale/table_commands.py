@@ -100,7 +100,9 @@ def predict_table(fit: Path, path: Path, output: Path) -> Path:
     """
     found = _read_estimate(fit)
     table = match_domains(read_run_table(path, require_losses=False), found.law.domains)
-    interval = predict_interval(found.law, table.weights, table.tokens, table.parameters)
+    counts = (table.tokens, table.parameters)
+    beyond_P = found.extrapolation_error(*counts, table.num_runs)
+    interval = predict_interval(found.law, table.weights, *counts, beyond=beyond_P)
     return write_predictions(
         output,
         table.runs,

@@ -161,7 +161,31 @@ def plan_table(plan: Mapping[str, Any]) -> RenderableType:
             )
         runs.add_section()
     basis = Text(f"Rate of a device: {plan['cost_basis']}.", style="dim")
-    return _limited([Text(heading, style="bold"), runs, _totals_table(plan), basis])
+    parts: list[RenderableType] = [Text(heading, style="bold"), runs, _totals_table(plan), basis]
+    return _limited([*parts, *plan_lines(plan["foresight"])])
+
+
+def plan_lines(foresight: Mapping[str, Any] | None) -> list[RenderableType]:
+    """What the probes are expected to tell: a table by number of mixtures, and a sentence."""
+    if foresight is None:
+        return []
+    budget = format_token_count(foresight["token_budget"])
+    table = _table(title=f"What probes at {budget} are expected to tell, in {foresight['unit']}")
+    for heading in ("mixtures", "runs", "tokens", "gain known to", "regret", "gain told"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in foresight["rows"]:
+        table.add_row(
+            str(row["mixtures"]),
+            str(row["runs"]),
+            round_token_count(row["tokens"]),
+            f"±{row['half_width']:.4f}",
+            f"{row['regret']:.4f}",
+            f"{row['probability']:.0%}",
+            style="bold" if row["mixtures"] == foresight["planned"] else "",
+        )
+    said = f"Simulated with {foresight['basis']}; noise: {foresight['noise_basis']}."
+    tables: list[RenderableType] = [table] if foresight["rows"] else []
+    return [*tables, Text(foresight["sentence"]), Text(said, style="dim")]
 
 
 def _most_repeated(most: Mapping[str, Any] | None) -> str:

@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
 
-from .laws.records import ParametricLaw
+from .laws.records import Law, ParametricLaw
+from .laws.trees import TreeLaw
 from .objective import Objective
 
 Array = NDArray[np.float64]
@@ -44,6 +45,8 @@ class Gain:
         high: upper bound.
         probability: that the mixture is better.
         optimism: what was subtracted because the mixture was chosen on the same runs.
+        bias: what else was subtracted: by how much draws see more in it than the fit they were
+            drawn from, on average; priors make it negative.
     """
 
     expected: float
@@ -51,24 +54,38 @@ class Gain:
     high: float
     probability: float
     optimism: float
+    bias: float
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def predict_interval(
-    law: ParametricLaw,
+    law: Law,
     weights: ArrayLike,
     tokens: ArrayLike | None,
     parameters: ArrayLike | None,
     *,
+    beyond: ArrayLike = 0.0,
     confidence: float = CONFIDENCE,
 ) -> Interval:
-    """Losses of single runs, each of shape (num_runs, num_sets), in the law's metric."""
+    """Losses of single runs, each of shape (num_runs, num_sets), in the law's metric.
+
+    Trees have no draws: the errors on runs that they were not fitted to are their noise.
+
+    Args:
+        beyond: standard deviation that extrapolation adds, relative to the loss, shape (num_runs,);
+            see `Estimate.extrapolation_error`.
+    """
     mean_PJ = law.predict(weights, tokens, parameters)
-    spread_PJ = law.predict_draws(weights, tokens, parameters).std(axis=0, ddof=1)
+    spread_PJ = np.zeros_like(mean_PJ)
+    if not isinstance(law, TreeLaw):
+        spread_PJ = law.predict_draws(weights, tokens, parameters).std(axis=0, ddof=1)
+    assert law.noise is not None
     noise_PJ = law.noise * mean_PJ if law.relative else np.broadcast_to(law.noise, mean_PJ.shape)
-    half_PJ = float(norm.ppf((1 + confidence) / 2)) * np.hypot(spread_PJ, noise_PJ)
+    beyond_PJ = np.broadcast_to(beyond, len(mean_PJ))[:, None] * mean_PJ
+    sd_PJ = np.sqrt(spread_PJ**2 + noise_PJ**2 + beyond_PJ**2)
+    half_PJ = float(norm.ppf((1 + confidence) / 2)) * sd_PJ
     return Interval(mean_PJ, mean_PJ - half_PJ, mean_PJ + half_PJ)
 
 
@@ -143,16 +160,18 @@ class Decision:
 
         The optimum loses its optimism, but twice its gain at most: a baseline so near to it that
         the runs cannot tell the two apart may as well be the true optimum, and then lies as far
-        below it as it seems to lie above. A mixture given from outside has no optimism.
+        below it as it seems to lie above. A mixture given from outside has no optimism. The bias of
+        the fit, which priors draw towards small gains, is taken from the draws, as they are to the
+        fit what it is to the truth.
         """
         chosen_K = self.weights_K if mixture_K is None else mixture_K
         pair = np.stack([baseline_K, chosen_K])
         point, draws_S2 = self._values(pair), self._draw_values(pair)
         gain = float(point[0] - point[1])
         optimism = min(self.optimism, max(0.0, 2 * gain)) if mixture_K is None else 0.0
-        expected = gain - optimism
-        # The draws centre on the fit only nearly; their spread is what they are for.
-        spread = float((draws_S2[:, 0] - draws_S2[:, 1]).std(ddof=1))
+        gain_S = draws_S2[:, 0] - draws_S2[:, 1]
+        bias, spread = float(gain_S.mean()) - gain, float(gain_S.std(ddof=1))
+        expected = gain - optimism - bias
         quantile = float(norm.ppf((1 + confidence) / 2))
         rounding = ROUNDING * abs(float(point[0]))  # all that copies of one mixture differ by
         return Gain(
@@ -161,6 +180,7 @@ class Decision:
             high=expected + quantile * spread,
             probability=float(norm.cdf(expected / max(spread, rounding))),
             optimism=optimism,
+            bias=bias,
         )
 
     def _optimism(self) -> float:

@@ -1,9 +1,8 @@
 """Regret of the ways to decide on a mixture, where the truth is known.
 
 Truths are laws fitted to the mixtures of one public table at one budget, which counts as the larger
-probe budget N2; what the table cannot tell, how losses fall with tokens, is drawn from the priors or
-follows from the law. Each draw has mixtures of the table drawn again, exponents, noise and designs
-of its own.
+probe budget N2. What such a table cannot tell, how losses fall with tokens, is drawn, or follows
+from the law. Every draw has its own truth, noise and designs.
 """
 
 # P runs, K domains, J validation sets
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from law_measure import SEED, heading, row
 from law_tables import load_regmix, load_t61
 from numpy.typing import NDArray
 from scipy.optimize import minimize
@@ -41,6 +41,7 @@ FITTED_AS = {
     "exp": "log_linear",
 }
 METHODS = ("auto", "hold", "full", "damped", "uniform")
+RIVALS = ("hold", "full", "uniform")
 MULTIPLES = (4, 16, 64)
 LARGE, SMALL = 10_000_000_000, 5_000_000_000  # N2 and N1 in tokens
 LEAST_SHARE = 0.1  # lower bound of every weight, as a share of the uniform one
@@ -50,7 +51,6 @@ NUM_MIXTURES = {7: 31, 17: 128}  # that a truth is fitted to
 STEP = 1e-5  # of finite differences
 NOISES = (0.002, 0.005)
 NUM_DRAWS = 10
-SEED = 20261121
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -279,26 +279,24 @@ def regrets(truth: Truth, mixtures: dict[str, list[Array]]) -> dict[str, Array]:
 
 def simulation(folder: Path) -> Iterator[str]:
     """Median regret by number of domains, truth, noise and target."""
-    yield ""
-    yield (
-        f"Median regret in mnats of the mean loss over {NUM_DRAWS} draws of truth, design and noise, "
-        "against the best mixture with weights of at least 0.1/K. Probes: "
-        "uniform and 2K Dirichlet mixtures at 5B and 10B tokens; for `full` and `damped` the "
-        "published law from 2K + 1 runs one at a time (factor 3) at both. Noise: standard deviation "
-        "of each loss. Truths: fitted to 31 mixtures of T61 (K = 7; final checkpoints of four sizes, "
-        "in turn) or 128 of RegMix (K = 17; 1M and 60M, in turn); token exponents of `etk`, `exp` "
-        "and `1/sum of shares` drawn by loss from log b ~ N(log .35, .4). `hold` is `eti` at 10B "
-        "tokens. Margin: of `auto` over the best of the others, positive when it is better; the goal "
-        "is at least -1."
+    yield from heading(
+        f"Median regret in mnats of the mean loss over {NUM_DRAWS} draws of truth, design and "
+        "noise, against the best mixture with weights of at least 0.1/K. Probes: uniform and 2K "
+        "Dirichlet mixtures at 5B and 10B tokens; for `full` and `damped` the published law from "
+        "2K + 1 runs one at a time (factor 3) at both. Noise: standard deviation of each loss. "
+        "Truths: fitted to the 31 or 21 mixtures of T61 (K = 7; final checkpoints of four sizes, "
+        "in turn) or to 128 of RegMix (K = 17; 1M and 60M, in turn); token exponents of `etk`, "
+        "`exp` and `1/sum of shares` drawn by loss, log b ~ N(log .35, .4). `hold` is `eti` at 10B "
+        "tokens. Margin: of `auto` over the best of `hold`, `full` and `uniform`, positive when it "
+        "is better; the goal is at least -1.",
+        ["K", "truth", "noise", "target", *METHODS, "margin", "kept 5B"],
     )
-    columns = ["K", "truth", "noise", "target", *METHODS, "margin", "kept 5B"]
-    yield from ("", f"| {' | '.join(columns)} |", "|" + "---|" * len(columns))
     worst: list[float] = []
     for num_domains in NUM_MIXTURES:
         for kind in TRUTHS:
             for noise in NOISES:
                 for cells in _cell(folder, kind, num_domains, noise, worst):
-                    yield f"| {' | '.join(cells)} |"
+                    yield row(cells)
     met = sum(margin >= -1 for margin in worst)
     yield ""
     yield f"Goal met in {met} of {len(worst)} cells; smallest margin {min(worst):+.2f} mnats."
@@ -318,7 +316,10 @@ def _cell(
     median_MT = 1e3 * np.median(found, axis=0)
     for number, multiple in enumerate(MULTIPLES):
         regret_M = median_MT[:, number]
-        margins.append(float(regret_M[1:].min() - regret_M[0]))
+        others = [
+            regret for method, regret in zip(METHODS, regret_M, strict=True) if method in RIVALS
+        ]
+        margins.append(float(min(others) - regret_M[0]))
         values = [f"{regret:.2f}" for regret in regret_M]
         first = [str(num_domains), kind, f"{noise:g}", f"{multiple} x"]
         yield [*first, *values, f"{margins[-1]:+.2f}", f"{num_kept}/{NUM_DRAWS}"]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from law_accuracy import estimated
+from law_measure import estimated
 from law_tables import load_regmix
 
 from autoscale.run_table import RunTable

@@ -16,9 +16,12 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before numpy: the figures are of one core
 
-from law_accuracy import SEED, coverage, official, regmix, t61
+from law_measure import SEED
+from law_official import official
+from law_regmix import coverage, regmix
 from law_simulation import simulation
 from law_speed import speed
+from law_t61 import t61
 
 Section = Callable[[Path], Iterator[str]]
 

@@ -21,7 +21,7 @@ Index = NDArray[np.int64]
 JointLaw = FittedLaw | AveragedLaw
 
 FOLD_TOLERANCE = 1e-3  # falls of the cost, from warm starts
-DRAW_TOLERANCE = 1e-2
+DRAW_TOLERANCE = 1e-3  # with 1e-2 draws stop so near to the fit that 90% intervals cover 87%
 
 
 def fit_law(

@@ -1,12 +1,12 @@
 """Fits one law to a table of runs: all validation sets, folds and bootstrap draws in one batch.
 
 The fit is maximum a posteriori: Huber loss of the residuals over their noise, normal priors on the
-logarithms of the parameters (the laws' modules have them, `frame` those of tokens and size). The
-noise of each set is not known beforehand; it is iterated with the fit,
+logarithms of the parameters (the laws' modules have them, `frame` those of tokens and size), and on
+that of the noise, which is iterated with the fit. Without its prior it would be
 
     noise_j^2 = sum_p weight_p r_jp^2 / (sum_p weight_p - p_eff),   p_eff = Q - tr(H^-1 precision)
 
-with the precision of the priors.
+with the precision of the priors; with a few runs more than parameters that is far too low.
 """
 
 # F fits per set (folds, draws), J validation sets, P runs, K domains, Q parameters
@@ -27,6 +27,10 @@ Array = NDArray[np.float64]
 FIRST_NOISE = (0.03, 0.003)  # of the losses' level, before any residual is known
 LEAST_NOISE = 2e-4  # of the losses' level: exact data must not divide by 0
 LEAST_FREE = 0.1  # degrees of freedom as a share of the runs
+NOISE_SHARE = 0.2  # prior: noise as a share of the losses' spread, median
+LOG_NOISE_SD = 0.5  # and standard deviation of its logarithm
+NEWTON_STEPS = 30
+TINY = 1e-150
 NOISE_ITERATIONS = 6
 SETTLED = 0.05  # relative change of the noise
 ROUGH = 1e-2  # tolerance while the noise is not known
@@ -134,6 +138,7 @@ class Fitter:
         own_B = np.tile(self.own_J, num_fits)
         prior = self.frame.prior(np.nanmin(used_BP, axis=1), own_B, self.table.num_domains)
         typical_B = np.nanmedian(used_BP, axis=1)
+        spread_B = np.nanstd(np.log(used_BP) if self.relative else used_BP, axis=1)
         return _Batch(
             observed=observed_BP,
             run_weights=weights_BP,
@@ -141,6 +146,7 @@ class Fitter:
             prior=prior,
             start=self.frame.start(prior, self.inputs, own_B, typical_B),
             level=np.ones_like(typical_B) if self.relative else typical_B,
+            log_noise_mean=np.log(NOISE_SHARE * np.maximum(spread_B, TINY)),
         )
 
     def _solve(self, batch: "_Batch", noise_B: Array, theta_BQ: Array, tolerance: float) -> Minimum:
@@ -164,16 +170,26 @@ class Fitter:
         return value_BP.reshape(num_fits, num_sets, -1)
 
     def _noise(self, batch: "_Batch", found: Minimum) -> Array:
-        """Residual standard deviation of each fit, shape (B,)."""
+        """Most probable residual standard deviation of each fit, shape (B,).
+
+        The x = log noise where `free - squares e^(-2x) + (x - mean) / sd^2` is 0, by Newton steps.
+        """
         value_BP = self.frame.value(found.theta, self.inputs, batch.own)
         residual_BP = value_BP - batch.observed
         if self.relative:
             residual_BP = np.log(value_BP / batch.observed)
+        squares_B = (batch.run_weights * residual_BP**2).sum(axis=1)
         total_B = batch.run_weights.sum(axis=1)
         free_B = total_B - _effective_parameters(found, batch.prior)
         free_B = np.maximum(free_B, LEAST_FREE * total_B)
-        noise_B = np.sqrt((batch.run_weights * residual_BP**2).sum(axis=1) / free_B)
-        return np.asarray(np.maximum(noise_B, LEAST_NOISE * batch.level))
+        least_B = np.log(LEAST_NOISE * batch.level)
+        log_noise_B = np.maximum(np.log(squares_B / free_B + TINY) / 2, least_B)
+        precision = LOG_NOISE_SD**-2
+        for _ in range(NEWTON_STEPS):
+            share_B = squares_B * np.exp(-2 * log_noise_B)
+            slope_B = free_B - share_B + (log_noise_B - batch.log_noise_mean) * precision
+            log_noise_B = log_noise_B - np.clip(slope_B / (2 * share_B + precision), -1, 1)
+        return np.asarray(np.exp(np.maximum(log_noise_B, least_B)))
 
 
 class _Batch(NamedTuple):
@@ -185,6 +201,7 @@ class _Batch(NamedTuple):
     prior: Prior
     start: Array  # (B, Q)
     level: Array  # (B,), what noise is relative to
+    log_noise_mean: Array  # (B,), of its prior
 
 
 def _tiled(start_FJQ: Array, num_fits: int) -> Array:
@@ -235,4 +252,5 @@ def _evidence(batch: _Batch, found: Minimum, noise_B: Array) -> Array:
     """Logarithm of the runs' probability under the law and its priors (Laplace), shape (B,)."""
     total_B = batch.run_weights.sum(axis=1)
     volume_B = np.linalg.slogdet(found.information)[1] / 2 + np.log(batch.prior.sd).sum(axis=1)
-    return np.asarray(-(found.cost + total_B * np.log(noise_B) + volume_B))
+    surprise_B = ((np.log(noise_B) - batch.log_noise_mean) / LOG_NOISE_SD) ** 2 / 2
+    return np.asarray(-(found.cost + total_B * np.log(noise_B) + volume_B + surprise_B))
