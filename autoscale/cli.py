@@ -4,10 +4,10 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -26,16 +26,23 @@ from .table_commands import (
     TableFit,
     TableQuestion,
     fit_table,
-    parse_available,
-    parse_rate,
     predict_table,
     solve_table,
+)
+from .table_options import (
+    parse_available,
+    parse_bytes_per_token,
+    parse_group,
+    parse_pull,
+    parse_rate,
 )
 from .terminal import plan_table, status_table, summary_table
 from .token_count import parse_token_count
 
 if TYPE_CHECKING:
     from .distributed import Job
+
+T = TypeVar("T")
 
 app = typer.Typer(
     name="autoscale",
@@ -56,6 +63,9 @@ FitFile = Annotated[Path, typer.Argument(help="fit.json of an experiment or a ta
 Available = Annotated[
     str | None,
     typer.Option(help="Unique tokens: domain=tokens,... or a .json file; models repetition."),
+]
+BytesPerToken = Annotated[
+    str | None, typer.Option(help="set=bytes,... for the objective bits_per_byte.")
 ]
 Resume = Annotated[
     bool,
@@ -112,16 +122,18 @@ def probe(
 
 @app.command()
 def fit(
+    context: typer.Context,
     experiment: Annotated[
         Path | None, typer.Argument(help="Experiment file (TOML); or give --table.")
     ] = None,
     overrides: Overrides = None,
     table: Annotated[Path | None, typer.Option(help="Table of runs (CSV).")] = None,
-    output: Annotated[Path, typer.Option("-o", "--output", help="With --table.")] = Path("fit.json"),
-    law: Annotated[str, typer.Option(help="With --table: auto, autoscale, eti, ...")] = "auto",
+    output: Annotated[Path, typer.Option("-o", "--output")] = Path("fit.json"),
+    law: Annotated[str, typer.Option(help="auto, autoscale, eti, ...")] = "auto",
     objective: Annotated[
-        str, typer.Option(help="With --table: mean, worst, perplexity, or set=weight,...")
+        str, typer.Option(help="mean, worst, perplexity, bits_per_byte, or set=weight,...")
     ] = "mean",
+    bytes_per_token: BytesPerToken = None,
     perplexity: Annotated[
         bool, typer.Option("--perplexity", help="The table's losses are perplexities.")
     ] = False,
@@ -130,23 +142,30 @@ def fit(
     rate: Annotated[
         str, typer.Option(help="R* of repeated tokens, or 'fit'.")
     ] = f"{PUBLISHED_RATE:.4g}",
-    folds: Annotated[int, typer.Option(help="Folds of the held-out error.")] = 5,
-    draws: Annotated[int, typer.Option(help="Bootstrap draws.")] = 40,
-    seed: Annotated[int, typer.Option(help="Of folds and draws.")] = 0,
+    folds: Annotated[int, typer.Option(help="Folds of the held-out error.", min=2)] = 5,
+    draws: Annotated[int, typer.Option(help="Bootstrap draws.", min=2)] = 40,
+    seed: Annotated[int, typer.Option(help="Of folds and draws.", min=0)] = 0,
 ) -> None:
-    """Fit the law to the probe runs of an experiment, or to a table of runs."""
+    """Fit the law to the probe runs of an experiment, or to a table of runs.
+
+    All options but --set are for --table; an experiment has its settings in its file.
+    """
     if (experiment is None) == (table is None):
         raise ValueError("give an experiment file, or --table with a CSV of runs, not both")
     if experiment is not None:
+        _refuse_given(context, except_for={"experiment", "overrides"}, remedy="set it in [fit]")
         _wrote(stages.fit(load_config(experiment, overrides or ())))
         return
     assert table is not None
+    if overrides:
+        raise ValueError("--set overrides an experiment file; --table has options of its own")
     settings = TableFit(
         law=law,
         objective=objective,
         perplexity=perplexity,
         metric=metric,
-        available=None if available is None else parse_available(available),
+        bytes_per_token=_parsed(parse_bytes_per_token, bytes_per_token),
+        available=_parsed(parse_available, available),
         rate=parse_rate(rate),
         folds=folds,
         draws=draws,
@@ -174,6 +193,11 @@ def solve(
     tokens: Annotated[str | None, typer.Option(help="Token budget such as 10B.")] = None,
     parameters: Annotated[str | None, typer.Option(help="Model size such as 1B.")] = None,
     objective: Annotated[str | None, typer.Option(help="By default that of the fit.")] = None,
+    bytes_per_token: BytesPerToken = None,
+    pareto: Annotated[
+        str | None, typer.Option(help="Second objective: write the front between the two.")
+    ] = None,
+    points: Annotated[int, typer.Option(help="Of the front.", min=2)] = 11,
     min_weight: Annotated[float, typer.Option(help="Of every domain.")] = 0.0,
     max_weight: Annotated[float, typer.Option(help="Of every domain.")] = 1.0,
     available: Available = None,
@@ -181,7 +205,9 @@ def solve(
     group: Annotated[
         list[str] | None, typer.Option(help="name:domain+domain=low..high; repeatable.")
     ] = None,
-    reference: Annotated[str, typer.Option(help="Mixture file to compare with.")] = "uniform",
+    reference: Annotated[
+        str, typer.Option(help="Mixture file to compare with, uniform, or natural.")
+    ] = "uniform",
     no_harm: Annotated[
         float | None, typer.Option(help="Most that a loss may exceed the reference's.")
     ] = None,
@@ -189,17 +215,20 @@ def solve(
 ) -> None:
     """The best mixture of a fitted law at a budget, with its certificate and intervals."""
     question = TableQuestion(
-        tokens=None if tokens is None else parse_token_count(tokens),
-        parameters=None if parameters is None else parse_token_count(parameters),
+        tokens=_parsed(parse_token_count, tokens),
+        parameters=_parsed(parse_token_count, parameters),
         objective=objective,
+        bytes_per_token=_parsed(parse_bytes_per_token, bytes_per_token),
+        pareto=pareto,
+        num_points=points,
         min_weight=min_weight,
         max_weight=max_weight,
         max_epochs=max_epochs,
-        available=None if available is None else parse_available(available),
-        groups=tuple(group or ()),
+        available=_parsed(parse_available, available),
+        groups=tuple(map(parse_group, group or ())),
         reference=reference,
         no_harm=no_harm,
-        pull=pull,
+        pull=_parsed(parse_pull, pull),
     )
     path = solve_table(fit, output, question)
     console.print(mixture_lines(read_json(path, "mixture")))
@@ -215,7 +244,7 @@ def project(
     ] = None,
 ) -> None:
     """Carry the optima at the probe budgets to the target budget."""
-    budget = None if tokens is None else parse_token_count(tokens)
+    budget = _parsed(parse_token_count, tokens)
     _wrote(stages.project(load_config(experiment, overrides or ()), budget))
 
 
@@ -265,6 +294,19 @@ def run(experiment: ExperimentFile, overrides: Overrides = None, resume: Resume 
         if job.is_root:
             console.print(summary_table(summarise(config)))
             _wrote(path)
+
+
+def _parsed(parse: Callable[[str], T], text: str | None) -> T | None:
+    return None if text is None else parse(text)
+
+
+def _refuse_given(context: typer.Context, *, except_for: set[str], remedy: str) -> None:
+    """Raise ValueError for an option on the command line that would have no effect."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(str(parameter.name))
+        given = source is not None and source.name == "COMMANDLINE"
+        if given and parameter.name not in except_for:
+            raise ValueError(f"{parameter.opts[-1]} is for --table; {remedy}")
 
 
 def _prepare(config: ExperimentConfig, display: ProgressDisplay) -> Path:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .constraints import Constraints, InfeasibleError
-from .estimate import Estimate
+from .estimate import CONFIDENCE, Estimate
 from .laws.records import Law
 from .laws.trees import TreeLaw
 from .mixture import Mixture
@@ -22,12 +22,12 @@ from .optimum import DEFAULT_SEARCH, Optimum, make_choice, solve
 from .pareto import ParetoPoint, pareto_front
 from .random_search import Search
 from .token_count import round_token_count
-from .uncertainty import CONFIDENCE, Decision, Gain
+from .uncertainty import Decision, Gain
 
 Array = NDArray[np.float64]
 
-FAR_TOKENS = 4.0  # multiples of the largest budget, or parts of the smallest, that are far
-SAME_SIZE = 1.02  # ratio of model sizes that count as one
+SAME_COUNT = 1.02  # ratio of tokens or model sizes that differ by rounding alone
+FAR_TOKENS = 4.0 * SAME_COUNT  # multiples of the largest budget, or parts of the smallest
 FAR_WEIGHT = 1.25  # multiples of the largest weight probed that are far
 SURE = 0.95  # probability of being better from which a gain is called distinguishable
 
@@ -118,7 +118,14 @@ def advise(estimate: Estimate, question: Question) -> Advice:
             warnings=tuple(warnings),
         )
     solver = _DrawSolver(estimate.objective, question, optimum.mixture)
-    decision = Decision(law, estimate.objective, solver, tokens=tokens, parameters=parameters)
+    decision = Decision(
+        law,
+        estimate.objective,
+        solver,
+        tokens=tokens,
+        parameters=parameters,
+        num_mixtures=estimate.facts.num_mixtures,
+    )
     gains = {
         name: decision.gain(mixture.as_array()) for name, mixture in question.baselines.items()
     }
@@ -223,16 +230,9 @@ def _law_for(estimate: Estimate, question: Question) -> Law:
 
 
 def _counts(estimate: Estimate, question: Question) -> tuple[float | None, float | None]:
-    """Tokens and parameters to solve at: None where those of the runs are not known.
-
-    A law fitted without them has no unit for them.
-    """
-    facts = estimate.facts
+    """Tokens and parameters to solve at."""
     tokens = question.token_budget if question.held_at is None else question.held_at
-    return (
-        None if facts.tokens is None else tokens,
-        None if facts.parameters is None else question.parameters,
-    )
+    return estimate.counts(tokens, question.parameters)
 
 
 def _reach(estimate: Estimate, question: Question) -> Iterator[str]:
@@ -247,7 +247,7 @@ def _reach(estimate: Estimate, question: Question) -> Iterator[str]:
             f"The runs' model sizes are not known, so that {round_token_count(size)} parameters "
             "change nothing."
         )
-    elif not known[0] / SAME_SIZE <= size <= known[1] * SAME_SIZE:
+    elif not known[0] / SAME_COUNT <= size <= known[1] * SAME_COUNT:
         low, high = map(round_token_count, known)
         sizes = f"size probed ({low})" if low == high else f"sizes probed ({low} to {high})"
         yield (

@@ -8,7 +8,7 @@ This is what `autoscale fit` does, for an experiment and for a table; its record
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,9 +33,12 @@ from .objective import Objective, unit_of
 from .repetition_rate import fitted_rate
 from .residuals import misfits
 from .run_table import ReplicateNoise, RunTable
+from .token_count import round_token_count
 
 Array = NDArray[np.float64]
+T = TypeVar("T")
 
+CONFIDENCE = 0.9
 OUTSIDE = 1.05  # ratio to the range of the runs from which a count is beyond it
 SD_OF_MEAN_ERROR = float(np.sqrt(np.pi / 2))  # of a normal error
 SMALLER_BUDGETS_WEIGHT = 1 / 9
@@ -127,6 +130,9 @@ class Estimate:
         objective: what laws were judged by and mixtures are chosen for.
         scores: of all candidates as JSON, the chosen one first.
         reason: the choice in a sentence.
+        half_widths: of 90% intervals of the losses inside the runs, by set: quantiles of the absolute
+            held-out errors; relative to the loss where `relative`.
+        objective_half_width: that of the objective.
         objective_noise: standard deviation of a run's objective about the law; relative to the
             objective where `relative`.
         relative: unit of `objective_noise`.
@@ -140,6 +146,8 @@ class Estimate:
     objective: Objective
     scores: tuple[Mapping[str, Any], ...]
     reason: str
+    half_widths: Mapping[str, float]
+    objective_half_width: float
     objective_noise: float
     relative: bool
     edge_errors: Mapping[str, float]
@@ -149,6 +157,25 @@ class Estimate:
     def with_objective(self, objective: Objective) -> Self:
         """The same law for another objective; its noise stays that of the one fitted for."""
         return replace(self, objective=objective)
+
+    def counts(self, tokens: T | None, parameters: T | None) -> tuple[T | None, T | None]:
+        """Tokens and parameters as the law takes them: None where those of its runs are unknown.
+
+        Raises:
+            ValueError: the runs had several budgets or sizes, and none is given.
+        """
+        known = {"tokens": self.facts.tokens, "parameters": self.facts.parameters}
+        for (what, seen), given in zip(known.items(), (tokens, parameters), strict=True):
+            if given is None and seen is not None and seen[1] > OUTSIDE * seen[0]:
+                low, high = map(round_token_count, seen)
+                raise ValueError(
+                    f"the law was fitted to runs of {low} to {high} {what}; give the {what} to "
+                    "solve or predict for"
+                )
+        return (
+            None if self.facts.tokens is None else tokens,
+            None if self.facts.parameters is None else parameters,
+        )
 
     def extrapolation_error(
         self, tokens: ArrayLike | None, parameters: ArrayLike | None, num_runs: int
@@ -172,6 +199,8 @@ class Estimate:
             "objective": self.objective.to_dict(),
             "scores": list(self.scores),
             "reason": self.reason,
+            "half_widths": dict(self.half_widths),
+            "objective_half_width": self.objective_half_width,
             "objective_noise": self.objective_noise,
             "relative": self.relative,
             "edge_errors": dict(self.edge_errors),
@@ -186,6 +215,8 @@ class Estimate:
             objective=Objective(**record["objective"]),
             scores=tuple(record["scores"]),
             reason=record["reason"],
+            half_widths=dict(record["half_widths"]),
+            objective_half_width=record["objective_half_width"],
             objective_noise=record["objective_noise"],
             relative=record["relative"],
             edge_errors=dict(record["edge_errors"]),
@@ -234,18 +265,26 @@ def estimate_at_largest_budget(
     options: Options,
     *,
     noise: ReplicateNoise | None = None,
+    largest: NDArray[np.bool_] | None = None,
+    keep: bool | None = None,
 ) -> tuple[Estimate, bool]:
     """The same for the largest budget, with the smaller ones only if they help there.
 
     The law is fitted to the runs of the largest budget alone, and to all runs with the smaller
     budgets at weight 1/9; both are judged on the mixtures of the largest.
 
+    Args:
+        noise: see `estimate`.
+        largest: runs of the largest budget, shape (num_runs,); by default those of most tokens.
+        keep: whether to keep the smaller budgets, where that is not to be judged.
+
     Returns:
         The better estimate, and whether it keeps the smaller budgets.
     """
-    if table.tokens is None or not table.has_budgets:
+    if largest is None and table.tokens is not None:
+        largest = np.asarray(table.tokens > 0.99 * table.tokens.max())
+    if largest is None or largest.all():
         return estimate(table, objective, options, noise=noise), False
-    largest = table.tokens > 0.99 * table.tokens.max()
     alone_table = table.select(largest)
     _check(alone_table)
     alone = Judge.create(alone_table, objective, num_folds=options.folds, seed=options.seed)
@@ -261,7 +300,9 @@ def estimate_at_largest_budget(
     if options.law == TREES:
         return _finished(alone, choice, options, noise), False
     with_smaller = _choose(together, options)
-    kept = _mean_error(together, with_smaller) < _mean_error(alone, choice)
+    kept = keep
+    if kept is None:
+        kept = _mean_error(together, with_smaller) < _mean_error(alone, choice)
     if kept:
         return _finished(together, with_smaller, options, noise), True
     return _finished(alone, choice, options, noise), False
@@ -320,19 +361,31 @@ def _finished(
         final = rescaled(drawn, table)
     noise = noise or table.replicate_noise()
     facts = Facts.of(table, noise)
+    widths_J, objective_width = _half_widths(judge, choice, relative)
     return Estimate(
         law=final,
         objective=objective,
         scores=tuple(score.to_dict() for score in choice.scores),
         reason=_reason(choice, judge),
+        half_widths=dict(zip(table.sets, widths_J.tolist(), strict=True)),
+        objective_half_width=objective_width,
         objective_noise=_objective_noise(final, judge, choice, relative),
         relative=relative,
-        edge_errors={}
-        if isinstance(law, TreeLaw)
-        else edge_errors(judge, choice.best.candidate),
+        edge_errors={} if isinstance(law, TreeLaw) else edge_errors(judge, choice.best.candidate),
         facts=facts,
         warnings=(*_warnings(final, facts), *misfits(judge, choice.best, noise)),
     )
+
+
+def _half_widths(judge: Judge, choice: Choice, relative: bool) -> tuple[Array, float]:
+    """Quantiles of the absolute held-out errors, by set (J,) and of the objective (conformal)."""
+    error_PJ, error_P = judge.errors(choice.best)
+    if relative:
+        table = judge.table.select(judge.judged)
+        error_PJ = error_PJ / table.losses
+        error_P = error_P / judge.objective.values(table.losses, table.sets)
+    level = min(1.0, CONFIDENCE * (len(error_P) + 1) / len(error_P))
+    return np.quantile(error_PJ, level, axis=0), float(np.quantile(error_P, level))
 
 
 def _objective_noise(law: Law, judge: Judge, choice: Choice, relative: bool) -> float:
@@ -359,7 +412,9 @@ def _reason(choice: Choice, judge: Judge) -> str:
         return f"Law {best.candidate.describe()}, as asked for: {error}."
     others = [score for score in choice.scores if score is not best]
     second = min(others, key=lambda score: score.objective_error)
-    beside = f"{error}, the best of the others, {second.candidate.law}, {second.objective_error:.4f}"
+    beside = (
+        f"{error}, the best of the others, {second.candidate.law}, {second.objective_error:.4f}"
+    )
     if best.advantage > 0:
         return (
             f"Law {best.candidate.describe()}: its held-out errors lie {best.advantage:.1f} "

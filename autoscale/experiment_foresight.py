@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from .decision import unit_of
 from .designs import dirichlet_mixtures, optimal_mixtures
-from .estimate import Estimate
+from .estimate import CONFIDENCE, Estimate
 from .foresight import MOST_TRUTHS, Simulation, foresee, num_affordable_truths, prior_truths
 from .joint_fit import fit_objective
 from .laws.trees import TreeLaw
@@ -28,7 +28,6 @@ from .planning import Experiment, PlannedProbe
 from .probes import NUM_CANDIDATES
 from .records import read_json
 from .token_count import format_token_count
-from .uncertainty import CONFIDENCE
 
 Array = NDArray[np.float64]
 
@@ -61,7 +60,7 @@ def foresee_decision(experiment: Experiment, fit_path: Path) -> dict[str, Any] |
         return None
     probes = _probes_of_largest_budget(experiment)
     num_planned = len(_own_mixtures(experiment, probes)) - 1
-    designs = _affordable(_designs(experiment, probes), len(experiment.domains))
+    designs = _affordable(_designs(experiment, probes), num_planned, len(experiment.domains))
     basis = _basis(experiment, probes, fit_path)
     rows = []
     if designs:
@@ -141,11 +140,14 @@ def _drawn_mixtures(experiment: Experiment, reference: PlannedProbe, num: int) -
     return optimal_mixtures(drawn_PK, num, known=known_1K)
 
 
-def _affordable(designs: Mapping[int, Array], num_domains: int) -> dict[int, Array]:
-    """Those that can carry a law, without the longest ones if simulating them would take long."""
+def _affordable(
+    designs: Mapping[int, Array], num_planned: int, num_domains: int
+) -> dict[int, Array]:
+    """Those that can carry a law; the planned one alone if all would take long, or none."""
     kept = {num: design for num, design in designs.items() if len(design) >= num_domains}
     while kept and not num_affordable_truths(map(len, kept.values()), num_domains):
-        del kept[max(kept)]
+        others = [num for num in kept if num != num_planned]
+        del kept[max(others, default=num_planned)]
     return kept
 
 
@@ -253,8 +255,8 @@ def _sentence(content: Mapping[str, Any], domains: Sequence[str]) -> str:
         )
     if not planned:
         return (
-            f"What {where} of {len(domains)} domains will tell was not simulated: it would take "
-            "minutes."
+            f"What {where} of {len(domains)} domains will tell was not simulated, as that would "
+            "take too long."
         )
     row = planned[0]
     return (

@@ -3,17 +3,19 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from .published_findings import about_published_fit, about_published_projection
 from .token_count import format_token_count
+from .wording import interval, listed
 
 Summary = Mapping[str, Any]
 REPEATED_SHOWN = 3
+_OBJECTIVES = {
+    "mean_loss": "a weighted mean loss",
+    "mean_perplexity": "mean perplexity",
+    "mean_bits_per_byte": "mean bits per byte",
+    "worst_loss": "the worst loss",
+}
 FAR = 2.0  # a target beyond this multiple of the largest probe budget is worth a warning
-
-
-def signed(value: float, digits: int = 4) -> str:
-    """A difference with its sign, and a minus that is as wide as the plus; nothing is plain 0."""
-    text = f"{value:+.{digits}f}"
-    return text.replace("-", "\N{MINUS SIGN}") if float(text) else f"{0:.{digits}f}"
 
 
 def verdict_sentence(comparison: Mapping[str, Any]) -> str:
@@ -29,18 +31,18 @@ def verdict_sentence(comparison: Mapping[str, Any]) -> str:
             f"The AutoScale mixture ends {where} {baseline}; with one seed and no measured "
             "noise between seeds this is not distinguishable from chance."
         )
-    interval = (
-        f"{comparison['confidence']:.0%} interval {signed(comparison['low'])} to "
-        f"{signed(comparison['high'])}, {_seeds(comparison)}"
+    numbers = (
+        f"{comparison['confidence']:.0%} interval "
+        f"{interval(comparison['low'], comparison['high'])}, {_seeds(comparison)}"
     )
     if comparison["verdict"] == "not distinguishable":
         return (
             f"The AutoScale mixture and {baseline} are not distinguishable: it ends {where} "
-            f"it ({interval})."
+            f"it ({numbers})."
         )
     sentence = (
         f"The AutoScale mixture is {comparison['verdict']} than {baseline}: its mean validation "
-        f"loss ends {size} {side} ({interval})."
+        f"loss ends {size} {side} ({numbers})."
     )
     if comparison["verdict"] == "better" and comparison["tokens_saved"] is not None:
         sentence += (
@@ -102,106 +104,93 @@ def _about_targets(summary: Summary) -> Iterator[str]:
     objective = summary["experiment"]["objective"]
     equal = len({round(weight, 12) for weight in objective["weights"].values()}) == 1
     if objective["kind"] != "mean_loss" or not equal:
-        what = (
-            "mean perplexity" if objective["kind"] == "mean_perplexity" else "a weighted mean loss"
-        )
+        what = _OBJECTIVES[objective["kind"]]
         yield f"The mixture was chosen for {what}; runs are compared by their plain mean loss."
+    decision = summary["decision"]
+    for row in decision["gains"] if decision else ():
+        if row["agrees"] is False:
+            measured, at = row["measured"], format_token_count(decision["gain_tokens"])
+            yield (
+                f"The law expected a gain over {' = '.join(row['names'])} of "
+                f"{interval(row['low'], row['high'])} {summary['experiment']['unit']} at {at} "
+                f"tokens, the target runs measured {interval(measured['low'], measured['high'])}: "
+                "they do not agree."
+            )
 
 
 def _about_fit(summary: Summary) -> Iterator[str]:
-    if summary["fit"] is None:
+    fit = summary["fit"]
+    if fit is None:
         return
-    laws = [(b, law) for b in summary["fit"]["budgets"] for law in b["laws"]]
-    tight = [law for _, law in laws if law["degrees_of_freedom"] == 0]
-    if tight:
-        points = tight[0]["num_points"]
-        yield (
-            f"{_number(points)} points, {_number(points).lower()} parameters: no degree of freedom "
-            f"is left in {len(tight)} of {len(laws)} laws. Their residuals say nothing about their "
-            "error; another factor in probe.factors would."
-        )
-    for budget in summary["fit"]["budgets"]:
-        yield from _about_effects(budget)
+    if summary["experiment"]["published"]:
+        yield from about_published_fit(summary)
+    else:
+        yield from _about_joint_fit(summary)
     pairs = [
         format_token_count(budget["token_budget"])
-        for budget in summary["fit"]["budgets"]
+        for budget in fit["budgets"]
         if budget["seed_noise"] is not None and budget["num_references"] == 2
     ]
     if pairs:
         yield (
-            f"The noise between seeds at {_listed(pairs)} rests on two runs and is itself "
+            f"The noise between seeds at {listed(pairs)} rests on two runs and is itself "
             "uncertain by a factor of two or more."
         )
-    for budget, law in laws:
-        if law["status"] != "converged":
-            where = format_token_count(budget["token_budget"])
-            message = law["message"] or f"the law of domain {law['domain']!r}: {law['status']}"
-            yield f"At {where}: {message}."
-    for budget in summary["fit"]["budgets"]:
-        solution, where = budget["solution"], format_token_count(budget["token_budget"])
-        for key, word in (("at_lower", "lower"), ("at_upper", "upper")):
-            if solution[key]:
-                yield (
-                    f"At {where} the optimal weight of {_listed(solution[key])} rests on its "
-                    f"{word} bound: the bound chose it, not the fit."
-                )
 
 
-def _about_effects(budget: Mapping[str, Any]) -> Iterator[str]:
-    where = format_token_count(budget["token_budget"])
-    if budget["seed_noise"] is None:
+def _about_joint_fit(summary: Summary) -> Iterator[str]:
+    fit, experiment = summary["fit"], summary["experiment"]
+    for key, what in (("law", "law"), ("metric", "metric"), ("objective", "objective")):
+        if fit[key] != experiment[key]:
+            yield f"fit.{what} has changed since the fit was made; run `autoscale fit` again."
+    yield from fit["warnings"]
+    largest = fit["budgets"][-1]
+    where = format_token_count(largest["token_budget"])
+    if largest["seed_noise"] is None:
         yield (
-            f"The reference run at {where} has one seed, so the effects of its probe runs stand "
-            "beside no noise; give probe.reference_seeds two or more."
+            f"The reference run at {where} has one seed: nothing says how much of the law's error "
+            "is chance; give probe.reference_seeds two or more."
         )
-        return
-    hidden = [effect for effect in budget["effects"] if not effect["distinguishable"]]
-    if hidden:
-        yield (
-            f"At {where} {len(hidden)} of {len(budget['effects'])} probe effects are not "
-            "distinguishable from the noise between seeds (within two standard deviations of a "
-            f"difference, {2 * budget['difference_noise']:.4f}); the optimum there is uncertain."
-        )
+    if summary["projection"] is None:  # else the target's mixture has its own
+        for text in largest["solution"]["warnings"]:
+            yield f"At {where}: {text}"
 
 
 def _about_projection(summary: Summary) -> Iterator[str]:
-    projection = summary["projection"]
+    projection, asked = summary["projection"], summary["experiment"]["projection"]
     if projection is None:
         return
+    advice = projection.get("advice")
+    if advice is not None:
+        yield from advice["warnings"]
     target = format_token_count(projection["token_budget"])
-    if projection["reach"] > FAR:
+    if advice is None and projection["reach"] > FAR:
         yield (
             f"The target of {target} tokens is {projection['reach']:.3g} times the largest probe "
             "budget: how the best mixture changes on the way was extrapolated, not measured."
         )
     elif projection["reach"] < 1:
-        yield (f"The target of {target} tokens is smaller than the largest probe budget.")
+        yield f"The target of {target} tokens is smaller than the largest probe budget."
     if projection["projection"] == "full":
         yield (
             "The full projection is the paper's. On the paper's own probe runs, predicting 1.2B "
             "from 0.3B and 0.6B, it came out further from the optimum than holding the weights of "
             "0.6B; compare with the baseline 'hold'."
         )
-    if projection["change_l1"] > 1e-9:
+    who = "the experiment"
+    if summary["experiment"]["published"]:
+        yield from about_published_projection(projection)
+    elif asked == "auto" and summary["fit"] is not None:
+        asked, who = summary["fit"]["projection"], "the fit"
+    if asked not in ("auto", projection["projection"]):
         yield (
-            f"Bounds moved the projected weights by {projection['change_l1']:.3f} in all and hold "
-            f"{_listed(projection['bounded'])}."
-        )
-    again = projection["kinds"].get(projection["projection"])
-    if again and any(abs(again["weights"][n] - w) > 1e-6 for n, w in projection["weights"].items()):
-        yield (
-            "The mixture does not follow from the fit as it is now: the fit is newer, or bounds "
-            "changed. Run `autoscale project` again."
-        )
-    if projection["projection"] != summary["experiment"]["projection"]:
-        yield (
-            f"The mixture was projected with {projection['projection']!r}, the experiment now says "
-            f"{summary['experiment']['projection']!r}; run `autoscale project` again."
+            f"The mixture was projected with {projection['projection']!r}, {who} now says "
+            f"{asked!r}; run `autoscale project` again."
         )
 
 
 def _about_repetition(summary: Summary) -> Iterator[str]:
-    """A law that knows no repetition is asked about runs that repeat."""
+    """A law is asked about runs that repeat more than those it was fitted to."""
     target = next((m for m in summary["mixtures"] if m["name"] == "autoscale"), None)
     if target is None:
         return
@@ -219,10 +208,16 @@ def _about_repetition(summary: Summary) -> Iterator[str]:
         worst = [text for _, text in sorted(repeated, reverse=True)]
         more = f"{len(worst) - REPEATED_SHOWN} more domains"
         shown = worst if len(worst) <= REPEATED_SHOWN + 1 else [*worst[:REPEATED_SHOWN], more]
-        yield (
-            f"The target run repeats {_listed(shown)}; the law does not model repetition and "
-            "values a repeated token like a new one."
-        )
+        yield f"The target run repeats {listed(shown)}; the law {_worth_of_repeated(summary)}."
+
+
+def _worth_of_repeated(summary: Summary) -> str:
+    rate = (summary["fit"] or {}).get("repetition_rate")
+    if rate is None:
+        return "does not model repetition and values a repeated token like a new one"
+    fitted = summary["experiment"]["repetition"] == "fit"
+    source = "as fitted to the probe runs" if fitted else "a number that these runs did not measure"
+    return f"counts repeated tokens less, by R* = {rate:.3g} epochs, {source}"
 
 
 def _about_provenance(summary: Summary) -> Iterator[str]:
@@ -236,12 +231,3 @@ def _about_provenance(summary: Summary) -> Iterator[str]:
             yield f"The runs were made with {len(provenance[key])} different {what}."
     if any(commit and commit.endswith("+changes") for commit in provenance["commits"]):
         yield "Runs were made with uncommitted changes to the code."
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _number(count: int) -> str:
-    words = ("No", "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight", "Nine")
-    return words[count] if count < len(words) else str(count)

@@ -34,7 +34,7 @@ from .mixture_objective import LossSurface
 from .objective import Objective
 from .optimum import optimise
 from .run_table import RunTable
-from .uncertainty import CONFIDENCE
+from .estimate import CONFIDENCE
 
 Array = NDArray[np.float64]
 
@@ -44,7 +44,8 @@ TRUTH_SPREAD = 0.5
 """Standard deviations of the priors that truths spread by. Fits to public tables differ between
 domains by about half of them; the priors leave room beyond."""
 MOST_IRREDUCIBLE = 0.95  # share of the loss
-SECONDS = 4.0  # that a simulation may take on one core, about
+SECONDS = 4.0  # that a simulation should take on one core; its number of truths follows
+PATIENCE = 15.0  # that it may take with the fewest
 SECONDS_A_SOLUTION, SECONDS_A_PRODUCT = 0.01, 7e-8
 MOST_TRUTHS, FEWEST_TRUTHS = 24, 6
 
@@ -117,15 +118,16 @@ def prior_truths(
 
 
 def num_affordable_truths(num_runs: Iterable[int], num_domains: int) -> int:
-    """How many truths designs of these sizes can be simulated with in some seconds.
+    """How many truths designs of these sizes can be simulated with in a few seconds.
 
-    Between 6 and 24; 0 where even 6 would take longer.
+    Between 6 and 24; 0 where even 6 would take more than a quarter of a minute.
     """
     num_parameters = num_domains + 4
     products = [runs * num_domains * num_parameters**2 for runs in num_runs]
     seconds = sum(SECONDS_A_SOLUTION + SECONDS_A_PRODUCT * each for each in products)
-    num = int(SECONDS / seconds)
-    return min(num, MOST_TRUTHS) if num >= FEWEST_TRUTHS else 0
+    if FEWEST_TRUTHS * seconds > PATIENCE:
+        return 0
+    return min(max(int(SECONDS / seconds), FEWEST_TRUTHS), MOST_TRUTHS)
 
 
 def foresee(

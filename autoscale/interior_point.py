@@ -344,7 +344,7 @@ class _Search:
             if np.isfinite(values).all():
                 free = -values[1:]
                 s[self.curved] = np.where(free > s[self.curved] + self.noise()[len(self.linear.limits):], free, s[self.curved])
-                if merit(values, s) <= before + ARMIJO * alpha * slope + noise or (alpha==longest and NORM and self._closer(x, s, values, z, mu)):
+                if merit(values, s) <= before + ARMIJO * alpha * slope + noise or (NORM and self._closer(x, s, values, z, mu)):
                     self.x, self.values, self.s = x, values, s
                     self.jacobian = self.program.jacobian(x)
                     return True
@@ -361,7 +361,7 @@ class _Search:
         self.x, self.s, self.values, self.z, self.jacobian = x, s, values, z, self.program.jacobian(x)
         after = self._norm(mu)
         self.x, self.s, self.values, self.z, self.jacobian = old
-        return after <= .5*before
+        return after <= .99*before
 
 def _longest(values: Array, steps: Array) -> float:
     """The largest alpha of at most 1 for which no value + alpha step is negative."""

@@ -2,8 +2,8 @@
 
 # K domains
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from dataclasses import replace
 from typing import Any
 
@@ -14,19 +14,19 @@ from .decision import Advice, Question, advise
 from .estimate import Estimate, Options, estimate, estimate_at_largest_budget
 from .experiment_table import FinishedProbe, ProbeTable, probe_table
 from .laws.repetition import PUBLISHED_RATE, Repetition
+from .laws.trees import TreeLaw
 from .mixture import Mixture
 from .mixture_objective import Pull
 from .model_shape import model_size
 from .objective import Objective
-from .planning import Experiment
+from .planning import Experiment, PlannedProbe
 from .projection import ProjectionKind
 from .projection import project as project_tokens
-from .run_table import RunTable
 from .token_count import format_token_count
 
-Array = NDArray[np.float64]
+Index = NDArray[np.int64]
 
-SAME_BUDGET = 0.35  # logarithm; runs one at a time differ in their total
+PATHS: tuple[ProjectionKind, ...] = ("full", "damped")
 WORTH_MODELLING = 1.05  # epochs from which repetition is part of the law
 
 
@@ -46,8 +46,8 @@ def fit_joint(experiment: Experiment, finished: Sequence[FinishedProbe]) -> dict
         repetition=_repetition(experiment, probes),
         fit_rate=config.fit.repetition == "fit",
     )
-    found, kept = _estimate(experiment, probes, options)
-    budgets = sorted({planned.token_budget for planned, _ in finished})
+    found, kept, reason = _estimate(experiment, probes, options)
+    budgets = np.unique(probes.budgets).tolist()
     content: dict[str, Any] = {
         "law": config.fit.law,
         "objective": experiment.objective.to_dict(),
@@ -57,14 +57,14 @@ def fit_joint(experiment: Experiment, finished: Sequence[FinishedProbe]) -> dict
         "estimate": found.to_dict(),
         "uses_smaller_budgets": kept,
         "projection": "joint" if kept else "hold",
-        "projection_reason": _projection_reason(budgets, kept),
+        "projection_reason": reason,
         "budgets": [],
     }
     for token_budget in budgets:
-        here = found
-        if not kept and token_budget < budgets[-1]:  # the law knows the largest budget only
-            here = _estimate_of_budget(probes.table, token_budget, found, options)
-        advice = _advise(experiment, here, token_budget, held_at=None)
+        if kept or token_budget == budgets[-1]:
+            advice = _advise(experiment, found, token_budget, held_at=None)
+        else:  # the law knows the largest budget only
+            advice = _optimum_of_smaller(experiment, probes, token_budget, found, options)
         runs = [(p, r) for p, r in finished if p.token_budget == token_budget]
         content["budgets"].append(_budget(experiment, token_budget, advice, runs))
     return content
@@ -88,13 +88,14 @@ def project_joint(
         advice = joint if kind == "joint" else held
     elif kind == "joint":
         raise ValueError(
-            "project.projection 'joint' needs a law that knows several token budgets, and this fit "
-            f"uses one ({fitted['projection_reason']}); use 'hold' or 'auto'"
+            "project.projection 'joint' needs a law of several token budgets, and that of fit.json "
+            f"knows one ({fitted['projection_reason']}); with probes at another budget run "
+            "`autoscale fit` again, or use 'hold' or 'auto'"
         )
-    mixtures |= _paths(experiment, fitted, token_budget)
+    on_path = kind in PATHS
+    mixtures |= _paths(experiment, fitted, token_budget, required=on_path)
     chosen = mixtures[kind]
     lower_K, upper_K = experiment.bounds(token_budget)
-    on_path = kind in ("full", "damped")
     return {
         "token_budget": token_budget,
         "projection": kind,
@@ -116,38 +117,94 @@ def fit_objective(experiment: Experiment) -> Objective:
 
 def _estimate(
     experiment: Experiment, probes: ProbeTable, options: Options
-) -> tuple[Estimate, bool]:
-    """The law, and whether it knows more budgets than the largest."""
-    objective = fit_objective(experiment)
-    table = probes.table
-    on_the_way = probes.run_weights < 1
-    if table.has_sizes or on_the_way.any():
-        found = estimate(
-            table,
-            objective,
-            options,
-            noise=probes.noise,
-            run_weights=probes.run_weights,
-            judged=~on_the_way,
-        )
-        return found, table.has_budgets
-    return estimate_at_largest_budget(table, objective, options, noise=probes.noise)
-
-
-def _estimate_of_budget(
-    table: RunTable, token_budget: int, found: Estimate, options: Options
-) -> Estimate:
-    """The chosen law fitted to the runs of one budget alone."""
+) -> tuple[Estimate, bool, str]:
+    """The law, whether it knows more budgets than the largest, and why in a sentence."""
+    config, objective = experiment.config, fit_objective(experiment)
+    table, budgets, final, noise = probes
     assert table.tokens is not None
-    near = np.abs(np.log(table.tokens / token_budget)) < SAME_BUDGET
-    return estimate(table.select(near), found.objective, replace(options, law=found.law.law))
+    largest = budgets == budgets.max()
+    several = not largest.all()
+    if several and final.all() and not table.has_sizes:
+        asked = config.projection == "joint"
+        found, kept = estimate_at_largest_budget(
+            table, objective, options, noise=noise, largest=largest, keep=asked or None
+        )
+        return found, kept, _reason(probes, kept, asked)
+    on_the_way = np.where(final, 1.0, config.fit.trajectories)
+    found = estimate(
+        table,
+        objective,
+        options,
+        noise=noise,
+        run_weights=on_the_way * table.tokens / table.tokens.max(),
+        judged=final,
+    )
+    return found, several, _reason(probes, several, asked=False)
+
+
+def _reason(probes: ProbeTable, kept: bool, asked: bool) -> str:
+    """Why the law knows several budgets, or one."""
+    budgets, final = probes.budgets, probes.final
+    largest = format_token_count(int(budgets.max()))
+    if (budgets == budgets.max()).all():
+        return (
+            f"The probes have one budget, {largest}: its optimum is held, for nothing measured how "
+            "it changes with tokens."
+        )
+    if probes.table.has_sizes or not final.all():
+        what = "of several model sizes" if probes.table.has_sizes else "with their trajectories"
+        return f"The runs {what} enter one fit: the joint law is solved at the target."
+    if asked and kept:
+        return "The law of all probe budgets was asked for: it is solved at the target."
+    if kept:
+        return (
+            "The runs at smaller budgets lower the held-out error on the mixtures of "
+            f"{largest}: the joint law is solved at the target."
+        )
+    return (
+        "The runs at smaller budgets do not lower the held-out error on the mixtures of "
+        f"{largest}: its optimum is held."
+    )
+
+
+def _optimum_of_smaller(
+    experiment: Experiment,
+    probes: ProbeTable,
+    token_budget: int,
+    found: Estimate,
+    options: Options,
+) -> Advice:
+    """The optimum at a smaller budget, by the law chosen fitted to its runs alone."""
+    table = probes.table.select(probes.budgets == token_budget)
+    if len(np.unique(table.mixture_groups())) < table.num_domains:
+        advice = _advise(experiment, found, token_budget, held_at=None)
+        few = (
+            f"The runs at {format_token_count(token_budget)} are too few for a law of their own; "
+            "this is the law of the largest budget."
+        )
+        return replace(advice, warnings=(*advice.warnings, few))
+    law = found.law
+    options = replace(
+        options,
+        law=law.law,
+        repetition=None if isinstance(law, TreeLaw) else law.repetition,
+        fit_rate=False,
+    )
+    here = estimate(table, found.objective, options)
+    return _advise(experiment, here, token_budget, held_at=None)
 
 
 def _repetition(experiment: Experiment, probes: ProbeTable) -> Repetition | None:
     """The worth of repeated tokens, where the experiment models it and anything could repeat."""
     asked = experiment.config.fit.repetition
-    if asked == "none":
+    law = experiment.config.fit.law
+    if asked == "none" or (law == "trees" and asked == "auto"):
         return None
+    if law == "trees":
+        raise ValueError(
+            f"fit.repetition ({asked}) has no place in law 'trees', which knows no tokens of "
+            "domains; use 'none' or 'auto', or another law"
+        )
     unique_K = np.array(experiment.available_tokens, dtype=np.float64)
     if asked == "auto":
         table = probes.table
@@ -159,24 +216,6 @@ def _repetition(experiment: Experiment, probes: ProbeTable) -> Repetition | None
             return None
     rate = PUBLISHED_RATE if asked in ("auto", "fit") else float(asked)
     return Repetition(rate=rate, unique_tokens=unique_K)
-
-
-def _projection_reason(budgets: Sequence[int], kept: bool) -> str:
-    largest = format_token_count(budgets[-1])
-    if len(budgets) == 1:
-        return (
-            f"The probes have one budget, {largest}: its optimum is held, for nothing measured how "
-            "it changes with tokens."
-        )
-    if kept:
-        return (
-            "The runs at smaller budgets lower the held-out error on the mixtures of "
-            f"{largest}: the joint law is solved at the target."
-        )
-    return (
-        f"The runs at smaller budgets do not lower the held-out error on the mixtures of {largest}: "
-        "its optimum is held."
-    )
 
 
 def _advise(
@@ -213,13 +252,13 @@ def _budget(
 ) -> dict[str, Any]:
     """The runs of a budget with what the law says of them, and its optimum there."""
     domains, objective = experiment.domains, experiment.objective
-    references = [objective.value(r.final_losses) for p, r in runs if p.probe.is_reference]
+    references = [(p, objective.value(r.final_losses)) for p, r in runs if p.probe.is_reference]
     weights = advice.optimum.mixture.to_dict()
     lower_K, upper_K = experiment.bounds(token_budget)
     return {
         "token_budget": token_budget,
         "num_runs": len(runs),
-        "seed_noise": float(np.std(references, ddof=1)) if len(references) > 1 else None,
+        "seed_noise": _spread_by_size(references),
         "num_references": len(references),
         "points": [
             {
@@ -244,18 +283,38 @@ def _budget(
     }
 
 
+def _spread_by_size(references: Sequence[tuple[PlannedProbe, float]]) -> float | None:
+    """Standard deviation between seeds, pooled over model sizes; None without repeated runs."""
+    by_size: dict[int, list[float]] = {}
+    for planned, value in references:
+        by_size.setdefault(planned.parameters, []).append(value)
+    degrees = len(references) - len(by_size)
+    squares = sum(float(np.var(values)) * len(values) for values in by_size.values())
+    return math.sqrt(squares / degrees) if degrees else None
+
+
 def _paths(
-    experiment: Experiment, fitted: Mapping[str, Any], token_budget: int
+    experiment: Experiment, fitted: Mapping[str, Any], token_budget: int, *, required: bool
 ) -> dict[str, Mixture]:
-    """The published path and its damped form through the optima of two budgets, if there are."""
+    """The published path and its damped form through the optima of two budgets, if there are.
+
+    Args:
+        required: whether to raise ValueError where there are none.
+    """
     pair = experiment.config.projection_budgets
-    if pair is None or token_budget < pair[0]:
-        return {}
+    if not required:
+        if pair is None or token_budget < pair[0]:
+            return {}
+        if float(np.min(experiment.bounds(pair[0])[0])) <= 0:
+            return {}
+    assert pair is not None  # the config was checked
     tokens = {entry["token_budget"]: entry["solution"]["tokens"] for entry in fitted["budgets"]}
-    if float(np.min(experiment.bounds(pair[0])[0])) <= 0:
-        return {}
+    if pair[0] not in tokens or pair[1] not in tokens:
+        raise ValueError(
+            f"fit.json has no optimum at {format_token_count(pair[0])} and "
+            f"{format_token_count(pair[1])}; run `autoscale fit` again"
+        )
     lower_K, upper_K = experiment.bounds(token_budget)
-    kinds: tuple[ProjectionKind, ...] = ("full", "damped")
     return {
         kind: project_tokens(
             kind,
@@ -266,5 +325,5 @@ def _paths(
             lower=lower_K,
             upper=upper_K,
         ).weights
-        for kind in kinds
+        for kind in PATHS
     }

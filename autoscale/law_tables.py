@@ -1,6 +1,6 @@
 """Tables on the terminal for `fit --table` and `solve`: how a law was chosen, and its mixture."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -10,19 +10,23 @@ from rich.text import Text
 from .token_count import round_token_count
 
 
+MOST_COLUMNS = 7  # of weights beside a front; more are in the file alone
+
+
 def fit_lines(fit: Mapping[str, Any]) -> RenderableType:
     """The candidates with their held-out errors, the choice, and reasons for doubt."""
     if "estimate" not in fit:
         return _published_laws(fit["budgets"][-1])
     found = fit["estimate"]
-    table = _table("law", "objective", "sets", "against eti")
+    several = len(found["scores"]) > 1
+    table = _table("law", "objective", "sets", *["against eti"] * several)
     for number, score in enumerate(found["scores"]):
         errors = list(score["set_errors"].values())
         table.add_row(
             Text(score["law"], style="bold" if number == 0 else ""),
             f"{score['objective_error']:.4f}",
             f"{sum(errors) / len(errors):.4f}",
-            f"{score['advantage']:+.1f} s.e.",
+            *[f"{score['advantage']:+.1f} s.e."] * several,
         )
     parts: list[RenderableType] = [Text("Held-out errors"), table, Text(found["reason"])]
     for what, error in found["edge_errors"].items():
@@ -49,11 +53,26 @@ def mixture_lines(mixture: Mapping[str, Any]) -> RenderableType:
         for name, gain in gains.items():
             interval = f"{gain['low']:.4f} to {gain['high']:.4f}"
             rows.add_row(name, f"{gain['expected']:.4f}", interval, f"{gain['probability']:.2f}")
-        parts += [rows, Text(mixture["sentence"])]
+        parts.append(rows)
+    if mixture.get("sentence"):
+        parts.append(Text(mixture["sentence"]))
     if mixture["duality_gap"] is not None:
         gap = mixture["duality_gap"]
         parts.append(Text(f"No mixture allowed is better by more than {gap:.1g}, by this law."))
+    if mixture.get("pareto"):
+        parts += [Text("Front between the two objectives"), _front(mixture["pareto"])]
     return Group(*parts, *_doubts(mixture.get("warnings") or []))
+
+
+def _front(points: Sequence[Mapping[str, Any]]) -> Table:
+    names = list(points[0]["weights"])
+    shown = names if len(names) <= MOST_COLUMNS else []
+    table = _table("point", "first", "second", *shown)
+    for number, point in enumerate(points, start=1):
+        objectives = [f"{point[key]:.4f}" for key in ("first", "second")]
+        weights = [f"{point['weights'][name]:.3f}" for name in shown]
+        table.add_row(str(number), *objectives, *weights)
+    return table
 
 
 def _published_laws(budget: Mapping[str, Any]) -> RenderableType:

@@ -5,13 +5,14 @@ own end, so a curve read in its middle is higher than a run that ends there: a l
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
 from . import comparison
 from .findings import verdict_sentence
 from .mixture import Mixture
+from .objective import Objective
 from .planning import Experiment
 from .runs import RunResult
 from .token_count import format_token_count
@@ -89,36 +90,47 @@ def targets_section(
     done = [row for row in rows if row["stage"] == "train" and is_finished(row)]
     if not done:
         return None
-    noise = _seed_noise(experiment, rows)
-    baselines = [baseline.name for baseline in experiment.config.train.baselines]
-    compared = (_compare(name, done, results, noise) for name in baselines)
+    noise = _seed_noise(experiment, rows, lambda row: float(row["final_mean_loss"]))
+    objective = experiment.objective
+    gain_noise = _seed_noise(experiment, rows, lambda row: objective.value(row["final_losses"]))
+    comparisons = []
+    for baseline in experiment.config.train.baselines:
+        entry = _compare(baseline.name, done, results, noise)
+        if entry is not None:
+            gain = _gain(_pairs(baseline.name, done, results), objective, gain_noise)
+            comparisons.append({**entry, "gain": gain})
     return {
         "token_budget": experiment.config.train.budget.tokens,
         "seed_noise": noise,
-        "comparisons": [entry for entry in compared if entry is not None],
+        "comparisons": comparisons,
     }
 
 
-def _seed_noise(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Noise of the final mean loss between seeds: of the target runs, else of the probe runs."""
+def _seed_noise(
+    experiment: Experiment,
+    rows: Sequence[Mapping[str, Any]],
+    value: Callable[[Mapping[str, Any]], float],
+) -> dict[str, Any]:
+    """Noise of a value of runs between seeds: of the target runs, else of the probe runs."""
     largest = max(budget.tokens for budget in experiment.config.probe.budgets)
-    references = {
-        planned.spec.label
+    size_of = {
+        planned.spec.label: planned.parameters
         for planned in experiment.probes()
-        if planned.probe.domain is None and planned.token_budget == largest
+        if planned.probe.is_reference and planned.token_budget == largest
     }
     finished = [row for row in rows if is_finished(row)]
     targets = {row["run_id"]: row for row in finished if row["stage"] == "train"}.values()
-    groups: dict[str, dict[str, list[float]]] = {
-        "target runs": {},
-        f"reference probe runs at {format_token_count(largest)}": {
-            "reference": [r["final_mean_loss"] for r in finished if r["label"] in references]
-        },
-    }
+    of_targets: dict[str, list[float]] = {}
     for row in targets:
-        groups["target runs"].setdefault(row["mixture"], []).append(row["final_mean_loss"])
-    for source, by_name in groups.items():
-        values = list(by_name.values())
+        of_targets.setdefault(row["mixture"], []).append(value(row))
+    of_references: dict[int, list[float]] = {}
+    for row in finished:
+        if row["label"] in size_of:
+            of_references.setdefault(size_of[row["label"]], []).append(value(row))
+    for source, values in (
+        ("target runs", list(of_targets.values())),
+        (f"reference probe runs at {format_token_count(largest)}", list(of_references.values())),
+    ):
         sd = comparison.pooled_seed_noise(values)
         if sd is not None:
             degrees = sum(len(group) - 1 for group in values)
@@ -132,6 +144,31 @@ def _seed_noise(experiment: Experiment, rows: Sequence[Mapping[str, Any]]) -> di
     return {"sd": None, "difference": None, "source": None, "degrees_of_freedom": 0}
 
 
+def _pairs(
+    baseline: str, done: Sequence[Mapping[str, Any]], results: Mapping[str, RunResult]
+) -> list[tuple[RunResult, RunResult]]:
+    """Results of the AutoScale mixture and of a baseline, for the seeds that both finished."""
+    ours, theirs = (
+        {row["seed"]: results[row["run_id"]] for row in done if row["mixture"] == name}
+        for name in ("autoscale", baseline)
+    )
+    return [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
+
+
+def _gain(
+    pairs: Sequence[tuple[RunResult, RunResult]], objective: Objective, noise: Mapping[str, Any]
+) -> dict[str, float | None]:
+    """By how much the objective of the AutoScale mixture ends below the baseline's."""
+    difference = comparison.paired_difference(
+        [objective.value(theirs.final_losses) for _, theirs in pairs],
+        [objective.value(ours.final_losses) for ours, _ in pairs],
+        confidence=CONFIDENCE,
+        noise=noise["sd"],
+        noise_degrees=noise["degrees_of_freedom"] or None,
+    )
+    return {"mean": difference.mean, "low": difference.low, "high": difference.high}
+
+
 def _compare(
     baseline: str,
     done: Sequence[Mapping[str, Any]],
@@ -139,14 +176,10 @@ def _compare(
     noise: Mapping[str, Any],
 ) -> dict[str, Any] | None:
     """The AutoScale mixture against one baseline, over the seeds that both have finished."""
-    ours, theirs = (
-        {row["seed"]: row["run_id"] for row in done if row["mixture"] == name}
-        for name in ("autoscale", baseline)
-    )
-    seeds = [seed for seed in ours if seed in theirs]
-    if not seeds:
+    pairs = _pairs(baseline, done, results)
+    if not pairs:
         return None
-    pairs = [(results[ours[seed]], results[theirs[seed]]) for seed in seeds]
+    seeds = [ours.spec.seed for ours, _ in pairs]
     difference = comparison.paired_difference(
         [a.final_mean_loss for a, _ in pairs],
         [b.final_mean_loss for _, b in pairs],
@@ -159,7 +192,7 @@ def _compare(
     everywhere = len(reached) == len(by_seed)
     entry: dict[str, Any] = {
         "baseline": baseline,
-        "same_runs": all(ours[seed] == theirs[seed] for seed in seeds),
+        "same_runs": all(a is b for a, b in pairs),
         "seeds": seeds,
         "difference": difference.mean,
         "low": difference.low,

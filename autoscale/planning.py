@@ -254,7 +254,11 @@ class Experiment:
         return planned
 
     def baselines(self, alternatives: Mapping[str, Mapping[str, float]]) -> dict[str, Mixture]:
-        """The baselines' mixtures; `alternatives` are the projections' weights by kind."""
+        """The baselines' mixtures; `alternatives` are the projections' weights by kind.
+
+        Raises:
+            ValueError: a baseline is a projection that the fit does not have.
+        """
         mixtures = {}
         for baseline in self.config.train.baselines:
             if baseline.weights is not None:
@@ -265,8 +269,13 @@ class Experiment:
                 mixture = Mixture.natural(self.domains, self.available_tokens)
             elif baseline.name == "reference":
                 mixture = self.reference
-            else:
+            elif baseline.name in alternatives:
                 mixture = self.mixture(alternatives[baseline.name])
+            else:
+                raise ValueError(
+                    f"train.baselines names {baseline.name!r}, and this fit gives no such mixture, "
+                    f"only {', '.join(alternatives)}; leave that baseline out"
+                )
             mixtures[baseline.name] = mixture
         return mixtures
 

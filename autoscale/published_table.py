@@ -61,15 +61,28 @@ def fit_published_table(
 
 def solve_published(
     budget: Mapping[str, Any], token_budget: float, lower: Array, upper: Array
-) -> Solution:
-    """The optimum of the published laws at a token budget."""
+) -> tuple[Solution, float]:
+    """The optimum of the published laws at a token budget, and the objective there.
+
+    Args:
+        budget: an entry of the budgets of `fit.json`.
+        token_budget: solved for.
+        lower: minimum weights, shape (num_domains,).
+        upper: maximum weights, shape (num_domains,).
+
+    Raises:
+        InfeasibleError: the bounds contradict each other.
+    """
     laws = [PowerLaw.from_dict(law) for law in budget["laws"]]
     reference_tokens = budget["reference_tokens"]
     total = sum(reference_tokens.values())
     reference = Mixture.from_array(list(reference_tokens), list(reference_tokens.values()))
-    return solve_mixture(
+    solution = solve_mixture(
         laws, reference, budget_ratio=token_budget / total, lower=lower, upper=upper
     )
+    # The laws add up their changes from the reference; their levels are relative to it.
+    change = solution.objective - sum(float(law(1.0)) for law in laws)
+    return solution, budget["base_objective"] * (1 + change)
 
 
 def _reference_run(tokens_PK: Array) -> int:

@@ -12,15 +12,17 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from . import figures
+from . import figures, law_figures
 from .config import ExperimentConfig
-from .findings import signed
+from .figure_style import colour_variables, domain_variable, mixture_variable, to_svg
+from .law_choice import DEFAULT_LAW
 from .progress import format_seconds
 from .records import write_json, write_text
 from .stages import artifact
 from .summary import summarise
 from .terminal import saved_text
 from .token_count import format_token_count, round_token_count
+from .wording import interval, probability, signed
 
 
 def report(config: ExperimentConfig) -> Path:
@@ -46,6 +48,8 @@ def render(summary: Mapping[str, Any]) -> str:
         "tokens": format_token_count,
         "about": round_token_count,
         "signed": signed,
+        "interval": interval,
+        "probability": probability,
         "seconds": format_seconds,
         "flops": lambda value: f"{value:.2e}",
         "saved": saved_text,
@@ -54,15 +58,13 @@ def render(summary: Mapping[str, Any]) -> str:
     return template.render(
         s=summary,
         figure=_drawings(summary),
-        curves={
-            name: Markup(figures.to_svg(drawn, f"curve{index}", f"Fitted law of {name}"))
-            for index, (name, drawn) in enumerate(figures.fitted_curves(summary).items())
-        },
+        default_law=DEFAULT_LAW,
+        curves=_small_drawings(summary),
         experiment_toml=to_toml(summary["config"]),
-        light=figures.colour_variables("light"),
-        dark=figures.colour_variables("dark"),
-        domain_variable=lambda name: figures.domain_variable(summary, name),
-        mixture_variable=lambda name: figures.mixture_variable(summary, name),
+        light=colour_variables("light"),
+        dark=colour_variables("dark"),
+        domain_variable=lambda name: domain_variable(summary, name),
+        mixture_variable=lambda name: mixture_variable(summary, name),
         comparison_of={
             entry["baseline"]: entry
             for entry in (summary["targets"] or {"comparisons": []})["comparisons"]
@@ -73,13 +75,30 @@ def render(summary: Mapping[str, Any]) -> str:
 def _drawings(summary: Mapping[str, Any]) -> dict[str, Markup | None]:
     """The large figures as SVG, None where their stage has not run."""
     drawn = {
+        "agreement": (
+            law_figures.objective_agreement(summary),
+            "The objective of the probe runs against what the law says of them",
+        ),
         "weights": (figures.target_weights(summary), "Weights of the domains at the target budget"),
         "path": (figures.projection_path(summary), "Weights of the domains against token budget"),
         "loss": (figures.loss_curves(summary), "Validation loss against tokens of every mixture"),
     }
     return {
-        name: None if figure is None else Markup(figures.to_svg(figure, name, description))
+        name: None if figure is None else Markup(to_svg(figure, name, description))
         for name, (figure, description) in drawn.items()
+    }
+
+
+def _small_drawings(summary: Mapping[str, Any]) -> dict[str, Markup]:
+    """One small figure a domain or validation set."""
+    drawn = {
+        "Fitted law of": law_figures.fitted_curves(summary),
+        "Losses of the probe runs less those of the law of": law_figures.set_residuals(summary),
+    }
+    return {
+        name: Markup(to_svg(figure, f"curve{index}", f"{what} {name}"))
+        for what, figures_of in drawn.items()
+        for index, (name, figure) in enumerate(figures_of.items())
     }
 
 

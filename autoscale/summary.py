@@ -5,26 +5,32 @@ terminal show nothing that is not in it. It works at any moment of an experiment
 done is None, and `missing` says which command makes it.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .config import ExperimentConfig
 from .findings import warnings
+from .joint_summary import (
+    decision_section,
+    joint_fit_section,
+    joint_projection_section,
+    known_mixtures,
+    same_weights,
+    with_measured_gains,
+)
+from .mixture import Mixture
 from .model_shape import model_size
+from .objective import unit_of
 from .outcomes import is_finished, mixture_rows, targets_section
 from .planning import Experiment, PlannedTarget
-from .projection import full_projection, project
+from .published_summary import published_fit_section, published_projection_section
 from .records import read_json
 from .runs import RunResult, RunSpec
-from .scaling_law import PowerLaw
 from .stages import artifact, target_mixtures
 from .token_count import format_token_count
 
-PATH_POINTS = 33
+PUBLISHED = "autoscale"  # the law's name
 EXPERIMENT_FILE = "experiment.toml"  # results do not know what theirs was called
 
 
@@ -36,36 +42,54 @@ def summarise(config: ExperimentConfig) -> dict[str, Any]:
     """
     experiment = Experiment(config)
     missing: list[dict[str, str]] = []
-    fit = _read("fit", experiment, missing)
-    mixture = _read("mixture", experiment, missing)
-    if fit is not None:
-        fit = _fit_section(fit)
-    mixtures = target_mixtures(experiment) if mixture is not None else {}
+    fit, projection = _law_sections(
+        _read("fit", experiment, missing), _read("mixture", experiment, missing), experiment
+    )
+    mixtures = target_mixtures(experiment) if projection is not None else {}
     targets = experiment.targets(mixtures)
     runs = _run_rows(experiment, targets)
     results = {
         row["run_id"]: experiment.store.result(spec) for row, spec in runs if is_finished(row)
     }
     rows = [row for row, _ in runs]
+    listed = mixture_rows(experiment, mixtures, rows, results)
+    targets_found = targets_section(experiment, rows, results)
+    published = config.fit.law == PUBLISHED
+    decision = None if published else decision_section(projection, fit, experiment)
     summary: dict[str, Any] = {
         "name": config.name,
         "domains": list(experiment.domains),
         "experiment": _experiment_section(experiment),
         "data": _data_section(experiment),
         "fit": fit,
-        "projection": mixture and _projection_section(mixture, fit, experiment),
-        "mixtures": mixture_rows(experiment, mixtures, rows, results),
-        "targets": targets_section(experiment, rows, results),
+        "projection": projection,
+        "decision": decision and with_measured_gains(decision, targets_found, listed),
+        "mixtures": listed,
+        "baselines": _baseline_rows(experiment, mixtures, decision),
+        "targets": targets_found,
         "runs": rows,
         "costs": _costs(rows),
         "provenance": _provenance(results.values()),
         "commands": _commands(config, rows),
         "config": config.model_dump(mode="json"),
-        "missing": missing + _missing_runs(rows, mixture is not None),
+        "missing": missing + _missing_runs(rows, projection is not None),
     }
     summary["weights"] = _weight_rows(summary)
     summary["warnings"] = warnings(summary)
     return summary
+
+
+def _law_sections(
+    fit: dict[str, Any] | None, mixture: dict[str, Any] | None, experiment: Experiment
+) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """Fit and projection, in the form of the law."""
+    if experiment.config.fit.law == PUBLISHED:
+        fitted = fit and published_fit_section(fit)
+        return fitted, mixture and published_projection_section(mixture, fitted, experiment)
+    return (
+        fit and joint_fit_section(fit, experiment),
+        mixture and joint_projection_section(mixture, experiment),
+    )
 
 
 def _read(
@@ -87,14 +111,27 @@ def _read(
 
 def _stale(content: Mapping[str, Any], experiment: Experiment) -> str | None:
     """Why a fit or a mixture does not belong to the experiment as it is now."""
-    found = content["domains"] if content["kind"] == "fit" else list(content["weights"])
+    is_fit = content["kind"] == "fit"
+    found = content["domains"] if is_fit else list(content["weights"])
     if sorted(found) != sorted(experiment.domains):
         return f"its domains are {', '.join(found)}"
-    if content["kind"] == "fit":
+    published = "estimate" not in content if is_fit else "advice" not in content
+    if published != (experiment.config.fit.law == PUBLISHED):
+        which = "the published law" if published else "a joint law"
+        return f"it is of {which}, and fit.law is now {experiment.config.fit.law!r}"
+    if is_fit:
         budgets = [entry["token_budget"] for entry in content["budgets"]]
-        if budgets != [budget.tokens for budget in experiment.config.probe.budgets]:
+        if budgets != _probe_budgets(experiment):
             return f"its budgets are {', '.join(map(format_token_count, budgets))}"
-    return None
+        return None
+    wanted = {b.name for b in experiment.config.train.baselines if b.weights is None}
+    absent = sorted(wanted - content["alternatives"].keys() - known_mixtures(experiment).keys())
+    return f"it has no mixture {', '.join(absent)}" if absent else None
+
+
+def _probe_budgets(experiment: Experiment) -> list[int]:
+    """Token budgets of the probe runs, rising; models of several sizes may share one."""
+    return sorted({budget.tokens for budget in experiment.config.probe.budgets})
 
 
 def _missing_runs(rows: Sequence[Mapping[str, Any]], has_mixture: bool) -> list[dict[str, str]]:
@@ -122,14 +159,20 @@ def _experiment_section(experiment: Experiment) -> dict[str, Any]:
         "seed": config.seed,
         "target_budget": config.train.budget.tokens,
         "target_seeds": list(config.train_seeds),
-        "probe_budgets": [budget.tokens for budget in config.probe.budgets],
+        "probe_budgets": _probe_budgets(experiment),
+        "probe_design": config.probe_design,
         "probe_factors": list(config.probe.factors),
-        "fixed_budget": config.probe.fixed_budget,
+        "concentration": list(config.probe.concentration),
+        "fixed_budget": config.fixed_budget,
         "reference": experiment.reference.to_dict(),
         "law": config.fit.law,
+        "published": config.fit.law == PUBLISHED,
         "amplitude": config.fit.amplitude,
+        "metric": config.fit.metric,
+        "repetition": config.fit.repetition,
         "objective": objective.to_dict(),
-        "projection": config.project.projection,
+        "unit": unit_of(config.fit.metric, objective),
+        "projection": config.projection,
         "max_epochs": config.data.max_epochs,
         "sequence_length": config.data.sequence_length,
         "schedule": config.trainer.schedule,
@@ -151,94 +194,6 @@ def _data_section(experiment: Experiment) -> dict[str, Any]:
         ),
         "bytes_per_token": {name: manifest.bytes_per_token(name) for name in experiment.domains},
     }
-
-
-def _fit_section(fit: Mapping[str, Any]) -> dict[str, Any]:
-    """The fit, with every probe effect next to the noise of a difference between two seeds.
-
-    Probe runs share the seed of the reference run, which cancels part of that noise: the noise
-    stated is that of independent runs, hence an upper estimate.
-    """
-    budgets = []
-    for budget in fit["budgets"]:
-        sd = budget["seed_noise"]
-        noise = None if sd is None else math.sqrt(2) * sd
-        effects = [
-            {
-                "domain": domain,
-                "direction": direction,
-                "effect": effect,
-                "distinguishable": None if noise is None else abs(effect) > 2 * noise,
-            }
-            for domain, by_direction in budget["effects"].items()
-            for direction, effect in by_direction.items()
-        ]
-        num_references = sum(point["domain"] is None for point in budget["points"])
-        budgets.append(
-            {
-                **budget,
-                "effects": effects,
-                "difference_noise": noise,
-                "num_references": num_references,
-                "fitted_change": _fitted_change(budget),
-            }
-        )
-    kept = {key: value for key, value in fit.items() if key not in ("kind", "schema_version")}
-    return {**kept, "budgets": budgets}
-
-
-def _fitted_change(budget: Mapping[str, Any]) -> float:
-    """Change of the objective from the reference to the optimum, `sum_i f_i(x_i) - f_i(1)`."""
-    solution, reference = budget["solution"]["tokens"], budget["reference_tokens"]
-    change = 0.0
-    for record in budget["laws"]:
-        law, name = PowerLaw.from_dict(record), record["domain"]
-        change += float(law(solution[name] / reference[name]) - law(1.0))
-    return change * float(budget["base_objective"])
-
-
-def _projection_section(
-    mixture: Mapping[str, Any], fit: Mapping[str, Any] | None, experiment: Experiment
-) -> dict[str, Any]:
-    """The mixture record with all kinds of projection, and the paper's path for the figure."""
-    kept = {key: value for key, value in mixture.items() if key not in ("kind", "schema_version")}
-    largest = max(budget.tokens for budget in experiment.config.probe.budgets)
-    section = {**kept, "reach": mixture["token_budget"] / largest, "path": None, "kinds": {}}
-    small, large = mixture["budgets"]
-    optima = {b["token_budget"]: b["solution"]["tokens"] for b in fit["budgets"]} if fit else {}
-    if small not in optima or large not in optima:
-        return section
-    domains, target = experiment.domains, mixture["token_budget"]
-    small_K, large_K = ([optima[b][name] for name in domains] for b in (small, large))
-    for kind in mixture["alternatives"]:
-        projected = project(
-            kind,
-            domains=domains,
-            small_tokens=small_K,
-            large_tokens=large_K,
-            token_budget=target,
-            lower=[mixture["lower"][name] for name in domains],
-            upper=[mixture["upper"][name] for name in domains],
-        )
-        section["kinds"][kind] = {
-            "weights": projected.weights.to_dict(),
-            "unbounded_weights": projected.unbounded_weights.to_dict(),
-            "change_l1": projected.change_l1,
-            "bounded": list(projected.bounded),
-        }
-    if "full" in mixture["alternatives"] and target > small:
-        budgets = np.geomspace(sum(small_K), target, PATH_POINTS)
-        tokens = [
-            full_projection(small_K, large_K, token_budget=budget, domains=domains)[0]
-            for budget in budgets
-        ]
-        section["path"] = {
-            "token_budgets": budgets.tolist(),
-            "weights": {
-                name: [float(at[i] / at.sum()) for at in tokens] for i, name in enumerate(domains)
-            },
-        }
-    return section
 
 
 def _run_rows(
@@ -286,6 +241,23 @@ def _result_fields(result: RunResult) -> dict[str, Any]:
         "mfu": result.mfu,
         "flops": result.flops,
     }
+
+
+def _baseline_rows(
+    experiment: Experiment, mixtures: Mapping[str, Mixture], decision: Mapping[str, Any] | None
+) -> list[dict[str, Any]]:
+    """What the mixture stands beside: the baselines of the target runs; with a joint law also the
+    mixtures that its gains are stated over, where they are others."""
+    rows: list[dict[str, Any]] = [
+        {"name": name, "weights": mixture.to_dict(), "trained": True}
+        for name, mixture in mixtures.items()
+        if name != "autoscale"
+    ]
+    known = known_mixtures(experiment) if decision is not None else {}
+    for name, weights in known.items():
+        if not any(same_weights(weights, row["weights"]) for row in rows):
+            rows.append({"name": name, "weights": weights, "trained": False})
+    return rows
 
 
 def _costs(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -375,7 +347,7 @@ def _weight_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
         return rows
     target = projection["token_budget"]
     for kind, found in projection["kinds"].items():
-        if found["change_l1"] > 1e-9:
+        if found.get("change_l1", 0) > 1e-9:  # of the published law's record
             row = {"name": f"{kind} projection, no bounds", "token_budget": target}
             rows.append({**row, "weights": found["unbounded_weights"]})
         row = {"name": f"{kind} projection", "token_budget": target}

@@ -8,14 +8,15 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from rich.console import Group, RenderableType
-from rich.padding import Padding
+from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from .findings import signed
+from .decision_tables import joint_parts
 from .progress import format_seconds
+from .tables import new_table, notes, stacked
 from .token_count import format_token_count, round_token_count
+from .wording import interval, signed
 
 MAX_MIXTURES = 6  # columns of weights
 _STATUS_STYLE = {"finished": "green", "failed": "bold red", "interrupted": "yellow"}
@@ -25,28 +26,22 @@ _VERDICT_STYLE = {"better": "green", "worse": "red", "not distinguishable": "yel
 def summary_table(summary: Mapping[str, Any]) -> RenderableType:
     """What the experiment found: weights beside probe effects, and mixtures against each other."""
     parts: list[RenderableType] = [Text(f"AutoScale experiment {summary['name']}", style="bold")]
-    if summary["mixtures"] or summary["fit"]:
+    if not summary["experiment"]["published"]:
+        parts += joint_parts(summary)
+    elif summary["mixtures"] or summary["fit"]:
         parts.append(_domain_table(summary))
     if summary["targets"] is not None:
         parts += [_mixture_table(summary), _noise_line(summary)]
-    notes = [("!", warning["text"]) for warning in summary["warnings"]]
-    notes += [("?", f"{entry['why']}: {entry['command']}") for entry in summary["missing"]]
-    if notes:
-        parts.append(_notes(notes))
-    return _limited(parts)
-
-
-def _notes(notes: Sequence[tuple[str, str]]) -> Table:
-    """Sentences with a hanging mark."""
-    table = Table.grid(padding=(0, 1))
-    for mark, text in notes:
-        table.add_row(Text(mark, style="yellow"), Text(text))
-    return table
+    marked = [("!", warning["text"]) for warning in summary["warnings"]]
+    marked += [("?", f"{entry['why']}: {entry['command']}") for entry in summary["missing"]]
+    if marked:
+        parts.append(notes(marked))
+    return stacked(parts)
 
 
 def _domain_table(summary: Mapping[str, Any]) -> Table:
     """Domains as rows: weights of each mixture, and what scaling the domain did at each budget."""
-    table = _table(title=f"Weights at {_target(summary)} tokens, and effects of the probe runs")
+    table = new_table(title=f"Weights at {_target(summary)} tokens, and effects of the probe runs")
     table.add_column("domain", no_wrap=True)
     mixtures = summary["mixtures"][:MAX_MIXTURES]
     for mixture in mixtures:
@@ -83,7 +78,7 @@ def _noise(value: float | None) -> str:
 
 
 def _mixture_table(summary: Mapping[str, Any]) -> Table:
-    table = _table(
+    table = new_table(
         title=f"Target runs of {_target(summary)} tokens: AutoScale against each baseline"
     )
     table.add_column("mixture", overflow="fold")
@@ -106,11 +101,11 @@ def _comparison_cells(comparison: Mapping[str, Any] | None) -> list[str | Text]:
         return [""] * 4
     if comparison["same_runs"]:
         return ["", "", "", Text("the same mixture", style="dim")]
-    interval = "unknown"
+    found = "unknown"
     if comparison["low"] is not None:
-        interval = f"{signed(comparison['low'])} to {signed(comparison['high'])}"
+        found = interval(comparison["low"], comparison["high"])
     verdict = Text(comparison["verdict"], style=_VERDICT_STYLE[comparison["verdict"]])
-    return [signed(comparison["difference"]), interval, saved_text(comparison), verdict]
+    return [signed(comparison["difference"]), found, saved_text(comparison), verdict]
 
 
 def saved_text(comparison: Mapping[str, Any]) -> str:
@@ -144,7 +139,7 @@ def plan_table(plan: Mapping[str, Any]) -> RenderableType:
         f"Experiment {plan['name']}: {len(plan['domains'])} domains, a model of "
         f"{round_token_count(model['parameters'])} parameters"
     )
-    runs = _table()
+    runs = new_table()
     runs.add_column("run", overflow="ellipsis", no_wrap=True, max_width=52)
     for column in ("tokens", "FLOPs"):
         runs.add_column(column, justify="right", no_wrap=True)
@@ -162,7 +157,7 @@ def plan_table(plan: Mapping[str, Any]) -> RenderableType:
         runs.add_section()
     basis = Text(f"Rate of a device: {plan['cost_basis']}.", style="dim")
     parts: list[RenderableType] = [Text(heading, style="bold"), runs, _totals_table(plan), basis]
-    return _limited([*parts, *plan_lines(plan["foresight"])])
+    return stacked([*parts, *plan_lines(plan["foresight"])])
 
 
 def plan_lines(foresight: Mapping[str, Any] | None) -> list[RenderableType]:
@@ -170,7 +165,7 @@ def plan_lines(foresight: Mapping[str, Any] | None) -> list[RenderableType]:
     if foresight is None:
         return []
     budget = format_token_count(foresight["token_budget"])
-    table = _table(title=f"What probes at {budget} are expected to tell, in {foresight['unit']}")
+    table = new_table(title=f"What probes at {budget} are expected to tell, in {foresight['unit']}")
     for heading in ("mixtures", "runs", "tokens", "gain known to", "regret", "gain told"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in foresight["rows"]:
@@ -193,7 +188,7 @@ def _most_repeated(most: Mapping[str, Any] | None) -> str:
 
 
 def _totals_table(plan: Mapping[str, Any]) -> Table:
-    totals = _table()
+    totals = new_table()
     totals.add_column("stage")
     for column in ("runs", "tokens", "FLOPs", "runs left", "tokens left", "device time left"):
         totals.add_column(column, justify="right", no_wrap=True)
@@ -216,7 +211,7 @@ def status_table(status: Mapping[str, Any]) -> RenderableType:
     parts: list[RenderableType] = [_status_counts(status["runs"])]
     open_runs = [row for row in status["runs"] if row["status"] not in ("finished", "waiting")]
     if open_runs:
-        table = _table()
+        table = new_table()
         table.add_column("run", overflow="ellipsis", no_wrap=True, max_width=52)
         table.add_column("status", no_wrap=True)
         table.add_column("tokens", justify="right", no_wrap=True)
@@ -230,13 +225,13 @@ def status_table(status: Mapping[str, Any]) -> RenderableType:
     line = f"Written: {', '.join(written) or 'nothing yet'}."
     parts.append(Text(line + (f" Not yet: {', '.join(absent)}." if absent else "")))
     if status["problems"]:
-        parts.append(_notes([("!", problem) for problem in status["problems"]]))
-    return _limited(parts)
+        parts.append(notes([("!", problem) for problem in status["problems"]]))
+    return stacked(parts)
 
 
 def _status_counts(rows: Sequence[Mapping[str, Any]]) -> Table:
     states = ("finished", "interrupted", "failed", "waiting")
-    table = _table()
+    table = new_table()
     table.add_column("stage")
     for heading in (*states, "tokens"):
         table.add_column(heading, justify="right")
@@ -255,20 +250,3 @@ def _status_counts(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def _status(status: str) -> Text:
     return Text(status, style=_STATUS_STYLE.get(status, "dim"))
-
-
-def _table(title: str | None = None) -> Table:
-    return Table(
-        title=title,
-        title_justify="left",
-        title_style="",
-        box=None,
-        padding=(0, 1, 0, 0),
-        header_style="bold dim",
-    )
-
-
-def _limited(parts: Sequence[RenderableType]) -> RenderableType:
-    """Parts under each other, a blank line above every table."""
-    spaced = [Padding(part, (1, 0, 0, 0)) if isinstance(part, Table) else part for part in parts]
-    return Group(*spaced)

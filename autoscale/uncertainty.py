@@ -1,10 +1,10 @@
 """How sure a fitted law is: intervals of losses, of the gain of a mixture, and of its weights.
 
-Every bootstrap draw is the law fitted to mixtures drawn again with replacement. The spread of its
-predictions is what the law does not know; a single run adds the noise of its residual. For a loss,
-both; for the gain of one mixture over another, which is a difference of expected losses, the spread
-alone, but less the optimism of a mixture that was chosen on the same runs: by how much the optimum
-of a draw looks better to its draw than to the fit it was drawn from.
+Every draw is the law fitted to the mixtures under other random weights; the spread of its
+predictions is what the law does not know. The loss of a single run also errs by what held-out
+predictions erred by: an interval is the wider of the two. The gain of one mixture over another is a
+difference of expected losses, with the spread alone, but less the optimism of a mixture that was
+chosen on the same runs: by how much the optimum of a draw looks better to its draw than to the fit.
 """
 
 # S draws, J validation sets, P runs, K domains
@@ -17,13 +17,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import norm
 
-from .laws.records import Law, ParametricLaw
+from .estimate import CONFIDENCE, Estimate
+from .laws.fitter import LEAST_FREE
+from .laws.records import ParametricLaw
 from .laws.trees import TreeLaw
 from .objective import Objective
 
 Array = NDArray[np.float64]
 
-CONFIDENCE = 0.9
+QUANTILE = float(norm.ppf((1 + CONFIDENCE) / 2))
 ROUNDING = 1e-12  # relative, of an objective
 
 
@@ -46,7 +48,7 @@ class Gain:
         probability: that the mixture is better.
         optimism: what was subtracted because the mixture was chosen on the same runs.
         bias: what else was subtracted: by how much draws see more in it than the fit they were
-            drawn from, on average; priors make it negative.
+            drawn from, in the median; priors make it negative.
     """
 
     expected: float
@@ -61,57 +63,52 @@ class Gain:
 
 
 def predict_interval(
-    law: Law,
+    estimate: Estimate,
     weights: ArrayLike,
     tokens: ArrayLike | None,
     parameters: ArrayLike | None,
-    *,
-    beyond: ArrayLike = 0.0,
-    confidence: float = CONFIDENCE,
 ) -> Interval:
-    """Losses of single runs, each of shape (num_runs, num_sets), in the law's metric.
+    """Losses of single runs with 90% intervals, (num_runs, num_sets) each, in the law's metric.
 
-    Trees have no draws: the errors on runs that they were not fitted to are their noise.
-
-    Args:
-        beyond: standard deviation that extrapolation adds, relative to the loss, shape (num_runs,);
-            see `Estimate.extrapolation_error`.
+    Trees have no draws: their intervals come from held-out errors alone.
     """
-    mean_PJ = law.predict(weights, tokens, parameters)
+    mean_PJ = estimate.law.predict(weights, tokens, parameters)
+    inside_J = np.array([estimate.half_widths[name] for name in estimate.law.sets])
     spread_PJ = np.zeros_like(mean_PJ)
-    if not isinstance(law, TreeLaw):
-        spread_PJ = law.predict_draws(weights, tokens, parameters).std(axis=0, ddof=1)
-    assert law.noise is not None
-    noise_PJ = law.noise * mean_PJ if law.relative else np.broadcast_to(law.noise, mean_PJ.shape)
-    beyond_PJ = np.broadcast_to(beyond, len(mean_PJ))[:, None] * mean_PJ
-    sd_PJ = np.sqrt(spread_PJ**2 + noise_PJ**2 + beyond_PJ**2)
-    half_PJ = float(norm.ppf((1 + confidence) / 2)) * sd_PJ
+    if not isinstance(estimate.law, TreeLaw):
+        draws_SPJ = estimate.law.predict_draws(weights, tokens, parameters)
+        spread_PJ = draws_SPJ.std(axis=0, ddof=1)
+    beyond_P = estimate.extrapolation_error(tokens, parameters, len(mean_PJ))
+    half_PJ = _half_widths(estimate, mean_PJ, inside_J, spread_PJ, beyond_P[:, None])
     return Interval(mean_PJ, mean_PJ - half_PJ, mean_PJ + half_PJ)
 
 
 def predict_objective_interval(
-    law: ParametricLaw,
-    objective: Objective,
-    noise: float,
+    estimate: Estimate,
     weights: ArrayLike,
     tokens: ArrayLike | None,
     parameters: ArrayLike | None,
-    *,
-    confidence: float = CONFIDENCE,
 ) -> Interval:
-    """The objective of single runs, each of shape (num_runs,).
-
-    Args:
-        noise: standard deviation of a run's objective about the law, of the residuals of the
-            objective itself (those of the sets are correlated); relative to the objective where
-            the law's own noise is relative.
-    """
+    """The objective of single runs with 90% intervals, each of shape (num_runs,)."""
+    law, objective = estimate.law, estimate.objective
     mean_P = objective.values(law.predict(weights, tokens, parameters), law.sets)
-    draws_SP = objective.values(law.predict_draws(weights, tokens, parameters), law.sets)
-    noise_P = noise * mean_P if law.relative else np.full_like(mean_P, noise)
-    spread_P = draws_SP.std(axis=0, ddof=1)
-    half_P = float(norm.ppf((1 + confidence) / 2)) * np.hypot(spread_P, noise_P)
+    spread_P = np.zeros_like(mean_P)
+    if not isinstance(law, TreeLaw):
+        draws_SP = objective.values(law.predict_draws(weights, tokens, parameters), law.sets)
+        spread_P = draws_SP.std(axis=0, ddof=1)
+    beyond_P = estimate.extrapolation_error(tokens, parameters, len(mean_P))
+    inside = np.array(estimate.objective_half_width)
+    half_P = _half_widths(estimate, mean_P, inside, spread_P, beyond_P)
     return Interval(mean_P, mean_P - half_P, mean_P + half_P)
+
+
+def _half_widths(
+    estimate: Estimate, mean: Array, inside: Array, spread: Array, beyond: Array
+) -> Array:
+    """The larger of held-out error and spread of the draws, with what extrapolation adds."""
+    inside = inside * mean if estimate.relative else np.broadcast_to(inside, mean.shape)
+    near = np.maximum(inside, QUANTILE * spread)
+    return np.asarray(np.hypot(near, QUANTILE * beyond * mean))
 
 
 class Decision:
@@ -125,6 +122,7 @@ class Decision:
         solve: the optimal weights, shape (num_domains,), of a law's surface.
         tokens: the budget; None where the law knows one only.
         parameters: the model size; None where the law knows one only.
+        num_mixtures: that the law was fitted to.
     """
 
     def __init__(
@@ -135,6 +133,7 @@ class Decision:
         *,
         tokens: float | None,
         parameters: float | None,
+        num_mixtures: int,
     ) -> None:
         assert law.num_draws
         self.law, self.objective = law, objective
@@ -144,6 +143,9 @@ class Decision:
             [solve(law.surface(tokens, parameters, draw)) for draw in range(law.num_draws)]
         )
         self.optimism = self._optimism()
+        # Draws come from residuals, which fitted parameters keep below the true errors.
+        free = num_mixtures - float(law.effective_parameters.mean())
+        self.widening = float(np.sqrt(num_mixtures / max(free, LEAST_FREE * num_mixtures)))
 
     def weight_interval(self, confidence: float = CONFIDENCE) -> Interval:
         """Weights with the quantiles of the draws' optima; right only if the law is."""
@@ -170,7 +172,8 @@ class Decision:
         gain = float(point[0] - point[1])
         optimism = min(self.optimism, max(0.0, 2 * gain)) if mixture_K is None else 0.0
         gain_S = draws_S2[:, 0] - draws_S2[:, 1]
-        bias, spread = float(gain_S.mean()) - gain, float(gain_S.std(ddof=1))
+        bias = float(np.median(gain_S)) - gain
+        spread = self.widening * float(gain_S.std(ddof=1))
         expected = gain - optimism - bias
         quantile = float(norm.ppf((1 + confidence) / 2))
         rounding = ROUNDING * abs(float(point[0]))  # all that copies of one mixture differ by

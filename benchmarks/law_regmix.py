@@ -125,10 +125,8 @@ def coverage(folder: Path) -> Iterator[str]:
 
 
 def _covered(made: Estimate, test: RunTable) -> tuple[float, float, float, float]:
-    single = predict_interval(made.law, test.weights, None, None)
-    mean = predict_objective_interval(
-        made.law, made.objective, made.objective_noise, test.weights, None, None
-    )
+    single = predict_interval(made, test.weights, None, None)
+    mean = predict_objective_interval(made, test.weights, None, None)
     observed = made.objective.values(test.losses, test.sets)
     return (
         float(((test.losses > single.low) & (test.losses < single.high)).mean()),

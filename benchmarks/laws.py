@@ -50,13 +50,13 @@ def main() -> None:
     content = _read(arguments.output)
     for name in asked:
         title, section = SECTIONS[name]
-        start = time.perf_counter()
+        start = time.process_time()
         lines: list[str] = []
         for line in section(arguments.tables):
             print(line, flush=True)
             lines.append(line)
-            took = time.perf_counter() - start
-            content[title] = "\n".join([f"{_circumstances()}, {took:.0f} s.", *lines]) + "\n"
+            took = time.process_time() - start
+            content[title] = "\n".join([f"{_circumstances()}, {took:.0f} s of processor time.", *lines]) + "\n"
             _write(arguments.output, content)
 
 

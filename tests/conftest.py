@@ -56,12 +56,9 @@ points = 4
 budgets = ["4K", "8K"]
 reference_seeds = 2
 
-[project]
-projection = "full"
-
 [train]
 budget = "12K"
-baselines = ["uniform", "hold"]
+baselines = ["uniform", "full"]
 seeds = [0, 1]
 """
 

@@ -78,9 +78,9 @@ def test_only_names_runs_of_the_plan(tiny):
     done = tiny.try_autoscale("probe", "--only", "nonsense")
     assert done.returncode == 2
     assert "--only nonsense: no run of this experiment" in done.stderr
-    tiny.autoscale("probe", "--only", "probe-4K-reference", "--only", "probe-4K-cpp_headers-up3")
+    tiny.autoscale("probe", "--only", "probe-4K-reference", "--only", "probe-4K-mix-003")
     labels = {result["spec"]["label"] for result in tiny.results().values()}
-    assert labels == {"probe-4K-reference", "probe-4K-cpp_headers-up3"}
+    assert labels == {"probe-4K-reference", "probe-4K-mix-003"}
 
 
 def test_version():

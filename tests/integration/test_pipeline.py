@@ -12,8 +12,7 @@ import pytest
 
 from tests.conftest import ROOT, environment, write_tiny
 
-NUM_PROBES = 2 * (2 * 3 + 2)
-NUM_TARGETS = 3 * 2
+NUM_PROBES = 2 * (2 * 3 + 2)  # two budgets, twice as many mixtures as domains, two references
 
 
 @pytest.fixture(scope="module")

@@ -23,16 +23,30 @@ SEVEN = ("common_crawl", "github", "books", "wikipedia", "c4", "stack_exchange",
 VERSIONS = {"autoscale": "0.1.0", "python": "3.11.4", "torch": "2.13.0", "deepspeed": "0.19.8"}
 
 
-_COMPLETE: list["FakeExperiment"] = []
+# Sections that make it an experiment with a joint law, small enough for tests.
+JOINT = {
+    "probe": {"budgets": ["160K"], "runs": 9, "reference_seeds": 3},
+    "fit": {"law": "auto", "draws": 8},
+    "project": {"projection": "auto"},
+    "train": {"budget": "320K", "baselines": ["uniform", "natural"], "seeds": [0, 1, 2]},
+}
+_COMPLETE: dict[str, "FakeExperiment"] = {}
 
 
-def complete_experiment(factory: pytest.TempPathFactory) -> "FakeExperiment":
-    """One experiment with all stages done, shared by the tests that only read it."""
-    if not _COMPLETE:
-        fake = FakeExperiment(factory.mktemp("complete"))
+def complete_experiment(
+    factory: pytest.TempPathFactory, law: str = "autoscale"
+) -> "FakeExperiment":
+    """An experiment with all stages done, shared by the tests that only read it.
+
+    Args:
+        law: `autoscale`, the published law, or `auto`, a joint one.
+    """
+    if law not in _COMPLETE:
+        options = {} if law == "autoscale" else {"noise": 0.003, "tables": JOINT}
+        fake = FakeExperiment(factory.mktemp(law), **options)
         fake.run()
-        _COMPLETE.append(fake)
-    return _COMPLETE[0]
+        _COMPLETE[law] = fake
+    return _COMPLETE[law]
 
 
 class FakeExperiment:
@@ -117,6 +131,10 @@ class FakeExperiment:
             sections[name] = {**known, **changes} if isinstance(known, dict) else changes
         return parse_config(sections, base=self.folder, where="fake")
 
+    def changed(self, tables: dict) -> ExperimentConfig:
+        """The config with sections changed, in the same folder."""
+        return self._config(tables)
+
     @property
     def experiment(self) -> Experiment:
         return Experiment(self.config)
@@ -138,8 +156,7 @@ class FakeExperiment:
             self.finish(experiment, target.spec)
 
     def run(self) -> None:
-        """All stages."""
-        stages.plan(self.config)
+        """All stages that a report shows."""
         self.probe()
         self.fit_and_project()
         self.train()

@@ -1,6 +1,6 @@
 import pytest
 
-from autoscale.findings import signed, verdict_sentence, warnings
+from autoscale.findings import verdict_sentence, warnings
 from autoscale.summary import summarise
 from tests.unit.fake_experiment import FakeExperiment, complete_experiment
 
@@ -11,12 +11,6 @@ def comparison(**changes) -> dict:
         "low": -0.042, "high": -0.0204, "confidence": 0.9, "verdict": "better", "noise": 0.011,
         "noise_source": "target runs", "tokens_saved": 0.183, "speed_up": 1.22,
     } | changes  # fmt: skip
-
-
-def test_differences_carry_their_sign_and_nothing_is_plain():
-    assert signed(0.25) == "+0.2500"
-    assert signed(-0.25, 2) == "\N{MINUS SIGN}0.25"
-    assert signed(-0.00001) == "0.0000"
 
 
 def test_better_says_by_how_much_and_what_it_saves():
@@ -128,3 +122,75 @@ def test_an_objective_other_than_the_plain_mean_loss_is_named(summary):
     objective = {**summary["experiment"]["objective"], "kind": "mean_perplexity"}
     found = texts(changed(summary, "experiment", objective=objective), "comparison")
     assert "The mixture was chosen for mean perplexity" in found
+
+
+@pytest.fixture(scope="module")
+def joint(tmp_path_factory):
+    return summarise(complete_experiment(tmp_path_factory, "auto").config)
+
+
+def test_a_joint_law_says_its_own_doubts_and_none_of_the_published_ones(joint):
+    advice = {**joint["projection"]["advice"], "warnings": ["Far away."]}
+    doubted = changed(changed(joint, "fit", warnings=["Misfit."]), "projection", advice=advice)
+    assert texts(doubted, "fit") == "Misfit."
+    assert texts(doubted, "projection") == "Far away."
+
+
+def test_before_projection_doubts_about_the_optimum_are_those_of_the_largest_budget(joint):
+    budget = dict(joint["fit"]["budgets"][-1])
+    budget["solution"] = {**budget["solution"], "warnings": ["On a bound."]}
+    projected = changed(joint, "fit", budgets=[budget], warnings=[])
+    fitted = {**projected, "projection": None, "mixtures": []}
+    assert texts(fitted, "fit") == "At 160K: On a bound."
+    assert "On a bound." not in texts(projected, "fit")
+
+
+def test_a_reference_run_with_one_seed_is_named(joint):
+    budget = {**joint["fit"]["budgets"][-1], "seed_noise": None}
+    found = texts(changed(joint, "fit", budgets=[budget]), "fit")
+    assert "The reference run at 160K has one seed: nothing says how much" in found
+
+
+def test_noise_from_two_runs_is_uncertain_itself(joint):
+    budget = {**joint["fit"]["budgets"][-1], "num_references": 2}
+    found = texts(changed(joint, "fit", budgets=[budget]), "fit")
+    assert "The noise between seeds at 160K rests on two runs" in found
+
+
+@pytest.mark.parametrize("key", ["law", "metric", "objective"])
+def test_a_fit_made_with_other_settings_is_noticed(joint, key):
+    found = texts(changed(joint, "fit", **{key: "other"}), "fit")
+    assert f"fit.{key} has changed since the fit was made; run `autoscale fit` again." in found
+
+
+def test_another_projection_than_the_fit_decided_on_is_noticed(joint):
+    found = texts(changed(joint, "fit", projection="joint"), "projection")
+    assert "projected with 'hold', the fit now says 'joint'" in found
+    found = texts(changed(joint, "experiment", projection="full"), "projection")
+    assert "projected with 'hold', the experiment now says 'full'" in found
+
+
+def test_a_law_that_models_repetition_says_so(joint):
+    fewer = {name: tokens // 4 for name, tokens in joint["data"]["available_tokens"].items()}
+    repeated = changed(joint, "data", available_tokens=fewer)
+    modelled = changed(repeated, "fit", repetition_rate=15.387756)
+    said = "counts repeated tokens less, by R* = 15.4 epochs"
+    assert f"{said}, a number that these runs did not measure" in texts(modelled, "repetition")
+    fitted = changed(modelled, "experiment", repetition="fit")
+    assert f"{said}, as fitted to the probe runs" in texts(fitted, "repetition")
+    plain = texts(changed(repeated, "fit", repetition_rate=None), "repetition")
+    assert "does not model repetition" in plain
+
+
+def test_a_gain_that_did_not_come_true_is_named(joint):
+    [first, second] = joint["decision"]["gains"]
+    missed = {**first, "agrees": False, "low": 0.02, "high": 0.03}
+    found = texts(changed(joint, "decision", gains=[missed, second]), "comparison")
+    assert "expected a gain over uniform = reference of +0.0200 to +0.0300 nats" in found
+    assert "they do not agree" in found
+
+
+def test_the_worst_loss_as_objective_is_named(joint):
+    objective = {**joint["experiment"]["objective"], "kind": "worst_loss"}
+    found = texts(changed(joint, "experiment", objective=objective), "comparison")
+    assert "The mixture was chosen for the worst loss" in found

@@ -185,14 +185,19 @@ def test_too_few_mixtures_are_said_to_be_too_few(tmp_path, fast):
     )
 
 
-def test_what_would_take_minutes_is_not_simulated(tmp_path, monkeypatch):
+@pytest.mark.parametrize("patience, mixtures", [(0.5, [8]), (0.01, [])])
+def test_what_would_take_long_is_not_simulated(tmp_path, monkeypatch, patience, mixtures):
     monkeypatch.setattr(foresight, "SECONDS", 0.01)
+    monkeypatch.setattr(foresight, "SECONDS_A_SOLUTION", 0.05)
+    monkeypatch.setattr(foresight, "PATIENCE", patience)
     found = foreseen(fake_experiment(tmp_path))
-    assert found["rows"] == []
-    assert "expected to tell" not in shown(found) and found["basis"] in shown(found)
-    assert found["sentence"] == (
-        "What 8 mixtures at 160K of 4 domains will tell was not simulated: it would take minutes."
-    )
+    assert [row["mixtures"] for row in found["rows"]] == mixtures
+    if not mixtures:
+        assert "expected to tell" not in shown(found) and found["basis"] in shown(found)
+        assert found["sentence"] == (
+            "What 8 mixtures at 160K of 4 domains will tell was not simulated, as that would take "
+            "too long."
+        )
 
 
 def test_replicates_cost_runs_and_lower_the_noise(tmp_path, fast):

@@ -12,14 +12,16 @@ PACKAGE = Path(__file__).parents[2] / "autoscale"
 LAYERS = {
     "numerics": {
         "comparison", "constraints", "decision", "designs", "estimate", "feasible_set",
-        "interior_point", "law_choice", "mixture", "mixture_objective", "mixture_program",
-        "objective", "optimum", "permutation", "polytope", "probes", "projection", "quota_tree",
-        "random_search", "residuals", "run_table", "sampler", "scaling_law", "schedule", "solver",
-        "token_count", "uncertainty",
-        "laws.bimix", "laws.effective_tokens", "laws.fit", "laws.fitted_law", "laws.fitter",
-        "laws.frame", "laws.inverse_sum", "laws.levenberg_marquardt", "laws.log_linear",
-        "laws.mixture_term", "laws.power_sum", "laws.repetition", "laws.separable",
-        "laws.surface", "laws.terms", "laws.trees",
+        "foresight", "interior_point", "law_choice", "mixture", "mixture_objective",
+        "mixture_program", "objective", "optimum", "pareto", "permutation", "polytope", "probes",
+        "projection", "published_table", "quota_tree", "random_search", "repetition_rate",
+        "residuals", "run_table", "sampler", "scaling_law", "schedule", "solver", "token_count",
+        "uncertainty",
+        "laws.average", "laws.bimix", "laws.effective_tokens", "laws.fit", "laws.fitted_law",
+        "laws.fitter", "laws.frame", "laws.inverse_sum", "laws.levenberg_marquardt",
+        "laws.log_linear", "laws.mixture_term", "laws.power_sum", "laws.records",
+        "laws.repetition", "laws.rescaled", "laws.separable", "laws.surface", "laws.terms",
+        "laws.trees",
     },
     "records": {
         "config", "config_checks", "config_data", "config_method", "deepspeed_file", "execution",
@@ -35,10 +37,11 @@ LAYERS = {
         "worker",
     },
     "stages": {
-        "campaign", "coordinator", "experiment_table", "findings", "joint_fit", "outcomes",
-        "planning", "published_fit", "stages", "summary",
+        "campaign", "coordinator", "experiment_foresight", "experiment_table", "findings",
+        "joint_fit", "outcomes", "planning", "published_fit", "stages", "summary",
+        "table_commands", "table_options",
     },
-    "surface": {"__main__", "cli", "figures", "progress", "report", "terminal"},
+    "surface": {"__main__", "cli", "figures", "law_tables", "progress", "report", "terminal"},
 }  # fmt: skip
 ORDER = list(LAYERS)
 LAYER_OF = {module: ORDER.index(layer) for layer, modules in LAYERS.items() for module in modules}

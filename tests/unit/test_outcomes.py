@@ -3,6 +3,7 @@ import math
 import numpy as np
 import pytest
 
+from autoscale.outcomes import targets_section
 from autoscale.runs import RunResult
 from autoscale.summary import summarise
 from tests.unit.fake_experiment import FakeExperiment, complete_experiment
@@ -14,6 +15,11 @@ def run(folder, **options) -> tuple[FakeExperiment, dict]:
     fake = FakeExperiment(folder, **options)
     fake.run()
     return fake, summarise(fake.config)
+
+
+def results(fake) -> dict[str, RunResult]:
+    folders = (fake.folder / "out" / "runs").iterdir()
+    return {folder.name: RunResult.load(folder) for folder in folders}
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +99,22 @@ def test_the_noise_is_that_of_the_target_runs_where_they_have_seeds(complete):
     assert noise["sd"] == pytest.approx(math.sqrt(np.mean([np.var(g, ddof=1) for g in groups])))
 
 
+def test_the_gain_is_the_difference_in_the_objective(complete, tmp_path):
+    for comparison in complete[1]["targets"]["comparisons"]:
+        gain = comparison["gain"]
+        assert gain["mean"] == pytest.approx(-comparison["difference"])
+        assert (gain["low"], gain["high"]) == pytest.approx(
+            (-comparison["high"], -comparison["low"])
+        )
+    tables = {"fit": {"law": "autoscale", "objective": "mean_perplexity"}, **ONE_SEED}
+    _, summary = run(tmp_path, tables=tables)
+    objective = {mixture["name"]: mixture["objective"] for mixture in summary["mixtures"]}
+    for comparison in summary["targets"]["comparisons"]:
+        expected = objective[comparison["baseline"]] - objective["autoscale"]
+        assert comparison["gain"]["mean"] == pytest.approx(expected)
+        assert comparison["gain"]["low"] < expected < comparison["gain"]["high"]
+
+
 def test_one_seed_borrows_the_noise_of_the_probe_runs(tmp_path):
     _, summary = run(tmp_path, tables=ONE_SEED)
     noise = summary["targets"]["seed_noise"]
@@ -101,6 +123,19 @@ def test_one_seed_borrows_the_noise_of_the_probe_runs(tmp_path):
     comparison = summary["targets"]["comparisons"][0]
     reach = (comparison["high"] - comparison["low"]) / 2
     assert reach == pytest.approx(2.920 * math.sqrt(2) * noise["sd"], rel=1e-3)
+
+
+def test_drawn_mixtures_are_no_reference_runs(tmp_path_factory):
+    fake = complete_experiment(tmp_path_factory, "auto")
+    experiment = fake.experiment
+    rows = summarise(fake.config)["runs"]
+    probes = [row for row in rows if row["stage"] == "probe"]
+    noise = targets_section(
+        experiment, [*probes, *[r for r in rows if r["mixture"] and not r["seed"]]], results(fake)
+    )["seed_noise"]
+    losses = [row["final_mean_loss"] for row in probes if "reference" in row["label"]]
+    assert noise["source"] == "reference probe runs at 160K"
+    assert noise["sd"] == pytest.approx(np.std(losses, ddof=1))
 
 
 def test_without_any_noise_nothing_is_told_apart(tmp_path):

@@ -5,12 +5,16 @@ from html.parser import HTMLParser
 
 import pytest
 
+from autoscale import stages
 from autoscale.config import parse_config
 from autoscale.records import read_json
 from autoscale.report import render, report, to_toml
 from autoscale.summary import summarise
-from tests.unit.fake_experiment import FakeExperiment, complete_experiment
+from autoscale.token_count import format_token_count
+from autoscale.wording import interval, signed
+from tests.unit.fake_experiment import JOINT, FakeExperiment, complete_experiment
 
+QUICK = {**JOINT, "fit": {"law": "etk", "draws": 4}}
 VOID = {"meta", "br", "link", "img"}
 
 
@@ -49,9 +53,9 @@ class Page(HTMLParser):
             self.rows[-1] += data
 
 
-@pytest.fixture(scope="module")
-def complete(tmp_path_factory):
-    return complete_experiment(tmp_path_factory)
+@pytest.fixture(scope="module", params=["autoscale", "auto"])
+def complete(request, tmp_path_factory):
+    return complete_experiment(tmp_path_factory, request.param)
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +97,9 @@ def test_it_serves_light_dark_narrow_and_paper(html):
 
 
 def test_the_answer_comes_first(page, complete):
+    target = format_token_count(complete.config.train.budget.tokens)
     order = [
-        "The mixture for 640K tokens",
+        f"The mixture for {target} tokens",
         "Why",
         "By domain",
         "How far to trust it",
@@ -102,7 +107,10 @@ def test_the_answer_comes_first(page, complete):
     ]
     places = [page.text.index(f"\n{heading}\n") for heading in order]
     assert places == sorted(places)
-    for comparison in summarise(complete.config)["targets"]["comparisons"]:
+    summary = summarise(complete.config)
+    if summary["decision"] is not None:
+        assert places[0] < page.text.index(summary["decision"]["sentence"]) < places[1]
+    for comparison in summary["targets"]["comparisons"]:
         assert places[0] < page.text.index(comparison["sentence"]) < places[1]
 
 
@@ -118,6 +126,30 @@ def test_its_tables_hold_the_numbers_of_the_summary(page, complete):
         assert warning["text"] in page.text
     for run in summary["runs"]:
         assert any(run["run_id"] in row for row in rows)
+
+
+def test_a_joint_law_shows_its_choice_gains_and_worth(tmp_path_factory):
+    fake = complete_experiment(tmp_path_factory, "auto")
+    summary = summarise(fake.config)
+    page = Page(render(summary))
+    rows = [" ".join(row.split()) for row in page.rows]
+    for candidate in summary["fit"]["candidates"]:
+        start = f"{candidate['name']}{candidate['objective_error']:.4f}"
+        [row] = [row for row in rows if row.startswith(start)]
+        assert row.endswith("chosen") is candidate["chosen"]
+    for gain in summary["decision"]["gains"]:
+        [row] = [
+            r for r in rows if r.startswith(" = ".join(gain["names"]) + signed(gain["expected"]))
+        ]
+        assert interval(gain["low"], gain["high"]) in row
+        assert interval(gain["measured"]["low"], gain["measured"]["high"]) in row
+    for name, worth in (summary["fit"]["worth"] or {}).items():
+        assert any(row == name + "".join(f"{v:.2f}" for v in worth.values()) for row in rows)
+    for text in ("reason", "projection_reason"):
+        assert summary["fit"][text] in page.text
+    assert summary["decision"]["certificate"] in page.text
+    assert "mixtures drawn around the reference, Dirichlet with concentration 1 to 6" in page.text
+    assert "What more and less of each domain does" not in page.text
 
 
 def test_it_names_versions_commit_seeds_and_commands(page):
@@ -147,11 +179,14 @@ def test_text_from_outside_is_escaped(complete):
     assert "<b>CPU</b>" not in html
 
 
-@pytest.mark.parametrize("stage", ["nothing", "some probes", "one target"])
-def test_a_half_done_experiment_has_a_report_that_says_what_comes_next(tmp_path, stage):
-    fake = FakeExperiment(tmp_path)
+@pytest.mark.parametrize("stage", ["nothing", "some probes", "fit", "one target"])
+@pytest.mark.parametrize("tables", [{}, QUICK], ids=["autoscale", "etk"])
+def test_a_half_done_experiment_has_a_report_that_says_what_comes_next(tmp_path, stage, tables):
+    fake = FakeExperiment(tmp_path, tables=tables)
     if stage != "nothing":
         fake.probe(only=3 if stage == "some probes" else None)
+    if stage == "fit":
+        stages.fit(fake.config)
     if stage == "one target":
         fake.fit_and_project()
         fake.train(only=1)
@@ -161,6 +196,38 @@ def test_a_half_done_experiment_has_a_report_that_says_what_comes_next(tmp_path,
     for entry in summary["missing"]:
         if entry["section"] != "target runs" or summary["projection"]:
             assert entry["command"] in page.text
+
+
+def test_a_law_without_intervals_or_proof_is_reported_too(tmp_path_factory):
+    summary = summarise(complete_experiment(tmp_path_factory, "auto").config)
+    keys = ("low", "high", "duality_gap", "certificate", "at_lower", "at_upper", "note", "sure")
+    decision = {**summary["decision"], **dict.fromkeys(keys), "gains": []}
+    rows = [
+        {**row, "effective_parameters": None, "converged": None} for row in summary["fit"]["sets"]
+    ]
+    fit = {**summary["fit"], "worth": None, "parameters": [], "sets": rows}
+    fit["budgets"] = [
+        {**b, "solution": {**b["solution"], "gains": {}, "duality_gap": None}}
+        for b in fit["budgets"]
+    ]
+    page = Page(render({**summary, "decision": decision, "fit": fit}))
+    assert "no proof" in page.text
+    assert "What a domain's tokens are worth" not in page.text
+    assert "probability of being better" not in "".join(page.rows)
+
+
+def test_two_budgets_without_noise_on_a_path_are_reported_too(tmp_path):
+    tables = {
+        **QUICK,
+        "probe": {"budgets": ["80K", "160K"], "runs": 9, "reference_seeds": 1},
+        "project": {"projection": "damped"},
+    }
+    fake = FakeExperiment(tmp_path, noise=0.003, tables=tables)
+    fake.probe()
+    stages.fit(fake.config)
+    page = Page(report(fake.config).read_text(encoding="utf-8"))
+    assert "The noise between seeds was not measured." in page.text
+    assert "not measured" in page.text
 
 
 def test_a_perplexity_objective_without_noise_is_reported_too(tmp_path):

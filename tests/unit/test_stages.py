@@ -5,7 +5,7 @@ import pytest
 
 from autoscale import stages
 from autoscale.records import read_json
-from tests.unit.fake_experiment import FOUR, FakeExperiment
+from tests.unit.fake_experiment import FOUR, JOINT, FakeExperiment, complete_experiment
 
 
 @pytest.fixture
@@ -112,6 +112,27 @@ def test_a_fit_of_other_domains_is_refused(fake):
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="was fitted on x, y"):
         stages.project(fake.config)
+
+
+def test_a_joint_law_leaves_its_choice_and_its_advice_in_the_artifacts(tmp_path_factory):
+    fake = complete_experiment(tmp_path_factory, "auto")
+    fitted = read_json(stages.artifact(fake.config, "fit"), "fit")
+    assert fitted["estimate"]["scores"][0]["law"] == fitted["estimate"]["law"]["law"]
+    assert fitted["projection"] == "hold"
+    assert "The probes have one budget, 160K" in fitted["projection_reason"]
+    mixture = read_json(stages.artifact(fake.config, "mixture"), "mixture")
+    assert mixture["weights"] == mixture["advice"]["weights"] == mixture["alternatives"]["hold"]
+    assert set(mixture["advice"]["gains"]) == {"uniform", "natural", "reference"}
+    assert mixture["reason"] == fitted["projection_reason"]
+
+
+def test_a_fit_of_another_kind_of_law_is_refused(tmp_path):
+    fake = FakeExperiment(tmp_path, tables={**JOINT, "fit": {"law": "etk", "draws": 2}})
+    fake.probe()
+    stages.fit(fake.config)
+    published = {"probe": {"budgets": ["160K"]}, "project": {"projection": "hold"}}
+    with pytest.raises(ValueError, match=r"was fitted with law 'etk' but fit.law is now 'autosc"):
+        stages.project(fake.changed(published))
 
 
 def test_status_sees_every_state(fake):

@@ -3,12 +3,13 @@ import math
 
 import pytest
 
+from autoscale import stages
 from autoscale.mixture import Mixture
 from autoscale.records import read_json, write_json
 from autoscale.runs import RunResult
 from autoscale.stages import artifact
 from autoscale.summary import summarise
-from tests.unit.fake_experiment import FakeExperiment, complete_experiment
+from tests.unit.fake_experiment import JOINT, FakeExperiment, complete_experiment
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,14 @@ def result_of(complete, row) -> RunResult:
     return RunResult.load(complete.folder / "out" / "runs" / row["run_id"])
 
 
-def test_a_finished_experiment_lacks_nothing_and_is_plain_json(summary):
+@pytest.fixture(scope="module")
+def joint(tmp_path_factory):
+    return summarise(complete_experiment(tmp_path_factory, "auto").config)
+
+
+@pytest.mark.parametrize("law", ["autoscale", "auto"])
+def test_a_finished_experiment_lacks_nothing_and_is_plain_json(tmp_path_factory, law):
+    summary = summarise(complete_experiment(tmp_path_factory, law).config)
     assert summary["missing"] == []
     assert json.loads(json.dumps(summary, allow_nan=False)) == summary
     assert {row["status"] for row in summary["runs"]} == {"finished"}
@@ -130,6 +138,54 @@ def test_a_fit_of_other_domains_or_budgets_is_left_out_with_a_word(tmp_path):
         summary = summarise(fake.config)
         assert summary["fit"] is None
         assert summary["missing"][0]["why"] == f"fit.json is {why}"
+
+
+def test_artifacts_of_another_kind_of_law_are_left_out_with_a_word(tmp_path):
+    published = FakeExperiment(tmp_path)
+    published.probe()
+    published.fit_and_project()
+    tables = {"fit": {"law": "etk", "draws": 2}, "probe": {"design": "one_at_a_time"}}
+    joint = published.changed(tables)
+    summary = summarise(joint)
+    assert summary["fit"] is None and summary["projection"] is None
+    why = [entry["why"] for entry in summary["missing"][:2]]
+    said = "is of another experiment: it is of the published law, and fit.law is now 'etk'"
+    assert why == [f"fit.json {said}", f"mixture-640K.json {said}"]
+    stages.fit(joint)
+    stages.project(joint)
+    said = "is of another experiment: it is of a joint law, and fit.law is now 'autoscale'"
+    missing = summarise(published.config)["missing"]
+    assert missing[0]["why"] == f"fit.json {said}"
+    assert missing[0]["command"] == "autoscale fit experiment.toml"
+
+
+def test_a_mixture_without_a_baseline_that_is_asked_for_is_left_out(tmp_path):
+    fake = FakeExperiment(tmp_path)
+    fake.probe()
+    fake.fit_and_project()
+    path = artifact(fake.config, "mixture")
+    content = read_json(path, "mixture")
+    write_json(path, "mixture", {**content, "alternatives": {}})
+    missing = summarise(fake.config)["missing"]
+    assert missing[0]["why"].endswith("is of another experiment: it has no mixture hold")
+
+
+def test_a_joint_law_lists_its_mixtures_too(joint):
+    names = [(row["name"], row["token_budget"]) for row in joint["weights"]]
+    assert names[:2] == [("reference", None), ("optimum", 160_000)]
+    assert names[-2:] == [("hold projection", 320_000), ("chosen (hold)", 320_000)]
+
+
+def test_every_moment_of_a_joint_law_says_which_command_comes_next(tmp_path):
+    fake = FakeExperiment(tmp_path, tables={**JOINT, "fit": {"law": "etk", "draws": 4}})
+    assert list(missing_of(fake)) == ["fit", "mixture", "probe runs", "target runs"]
+    fake.probe()
+    stages.fit(fake.config)
+    assert list(missing_of(fake)) == ["mixture", "target runs"]
+    stages.project(fake.config)
+    assert list(missing_of(fake)) == ["target runs"]
+    fake.train()
+    assert missing_of(fake) == {}
 
 
 def test_an_artifact_of_an_unknown_version_is_refused_by_name(tmp_path):

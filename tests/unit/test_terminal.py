@@ -8,7 +8,8 @@ from autoscale.records import read_json
 from autoscale.stages import artifact
 from autoscale.summary import summarise
 from autoscale.terminal import plan_table, saved_text, status_table, summary_table
-from tests.unit.fake_experiment import SEVEN, FakeExperiment, complete_experiment
+from autoscale.wording import interval, signed
+from tests.unit.fake_experiment import JOINT, SEVEN, FakeExperiment, complete_experiment
 
 
 def shown(renderable, width: int = 100) -> str:
@@ -49,6 +50,54 @@ def test_seven_domains_and_three_baselines_fit_in_100_columns(tmp_path):
     text = shown(summary_table(summarise(fake.config)))
     assert "\N{HORIZONTAL ELLIPSIS}" not in text
     assert all(name in text for name in SEVEN)
+
+
+def flat(renderable) -> str:
+    return " ".join(shown(renderable).split())
+
+
+def test_a_joint_law_shows_decision_weights_gains_candidates_and_reasons(tmp_path_factory):
+    summary = summarise(complete_experiment(tmp_path_factory, "auto").config)
+    text, decision = flat(summary_table(summary)), summary["decision"]
+    assert decision["sentence"] in text and decision["certificate"] in text
+    assert summary["fit"]["reason"] in text and summary["projection"]["reason"] in text
+    for name, weight in decision["weights"].items():
+        low, high = decision["low"][name], decision["high"][name]
+        assert f"{name} {weight:.3f} {low:.3f} to {high:.3f}" in text
+    for row in decision["gains"]:
+        expected = f"{' = '.join(row['names'])} {signed(row['expected'])} "
+        assert expected + interval(row["low"], row["high"]) in text
+        assert signed(row["measured"]["mean"]) in text
+    for candidate in summary["fit"]["candidates"]:
+        assert f"{candidate['name']} {candidate['objective_error']:.4f}" in text
+    assert text.count(" chosen ") == 1
+    assert "90% interval saved AutoScale is" in text or "tokens mixture mean loss" in text
+
+
+def test_bounds_are_marked_beside_the_weights(tmp_path_factory):
+    summary = summarise(complete_experiment(tmp_path_factory, "auto").config)
+    first, second = summary["domains"][:2]
+    held = {**summary["decision"], "at_lower": [first], "at_upper": [second]}
+    text = shown(summary_table({**summary, "decision": held}))
+    rows = {line.split()[0]: line for line in text.splitlines() if line.strip()}
+    assert "least" in rows[first] and "greatest" in rows[second]
+
+
+def test_every_moment_of_a_joint_law_has_its_tables(tmp_path):
+    tables = {**JOINT, "fit": {"law": "etk", "draws": 4}}
+    fake = FakeExperiment(tmp_path, SEVEN, noise=0.003, tables=tables)
+    assert "autoscale fit experiment.toml" in shown(summary_table(summarise(fake.config)))
+    fake.probe()
+    stages.fit(fake.config)
+    text = shown(summary_table(summarise(fake.config)))
+    assert "Weights at 160K tokens" in text and "and measured" not in text
+    stages.project(fake.config)
+    text = shown(summary_table(summarise(fake.config)))
+    assert "Weights at 320K tokens" in text and "and measured" not in text
+    fake.train(only=4)
+    text = shown(summary_table(summarise(fake.config)))
+    assert "expected at 160K tokens and measured at 320K" in text
+    assert "\N{HORIZONTAL ELLIPSIS}" not in text
 
 
 def test_what_cannot_be_told_apart_is_called_so(tmp_path):
