@@ -129,7 +129,7 @@ def advise(estimate: Estimate, question: Question) -> Advice:
     gains = {
         name: decision.gain(mixture.as_array()) for name, mixture in question.baselines.items()
     }
-    interval = decision.weight_interval()
+    interval = decision.weight_interval(question.constraints.lower, question.constraints.upper)
     if solver.num_infeasible:
         warnings.append(
             f"In {solver.num_infeasible} of {law.num_draws} draws of the law no mixture keeps the "

@@ -107,13 +107,11 @@ def _with_groups(constraints: Constraints) -> FeasibleSet:
         else:
             upper_K[column] = min(upper_K[column], bound)
     groups, limits = rows.A[~single_R].toarray(), rows.b[~single_R]
-    tight, width_K = tight_R[~single_R], upper_K - lower_K
+    tight = tight_R[~single_R]
     equalities = np.vstack([np.ones(len(lower_K)), groups[tight]])
     constant = np.append(1.0, limits[tight])
-    # Linear programs meet equalities to 1e-10 only.
-    shares = width_K * equalities
-    inside_K += np.linalg.pinv(shares @ equalities.T) @ (constant - equalities @ inside_K) @ shares
-    basis_KE = _orthonormal(equalities * (width_K > 0))
+    inside_K = _corrected(inside_K, equalities, constant, lower_K, upper_K)
+    basis_KE = _orthonormal(equalities * (upper_K > lower_K))
     determined_K = 1 - (basis_KE**2).sum(axis=1) < SPANNED
     lower_K, upper_K = (np.where(determined_K, inside_K, bound) for bound in (lower_K, upper_K))
     varying = groups[~tight] * (upper_K > lower_K)
@@ -126,6 +124,25 @@ def _with_groups(constraints: Constraints) -> FeasibleSet:
         rows=groups[~tight][varies],
         limits=limits[~tight][varies],
     )
+
+
+def _corrected(
+    inside_K: Array, equalities: Array, constant: Array, lower_K: Array, upper_K: Array
+) -> Array:
+    """With the equalities exact, which linear programs meet to 1e-10 only.
+
+    Domains that this would take to a bound are fixed there, in `lower_K` and `upper_K`.
+    """
+    while True:
+        shares = (upper_K - lower_K) * equalities
+        missing = constant - equalities @ inside_K
+        corrected_K = inside_K + np.linalg.pinv(shares @ equalities.T) @ missing @ shares
+        low_K, high_K = corrected_K <= lower_K, corrected_K >= upper_K
+        outside_K = (low_K | high_K) & (upper_K > lower_K)
+        if not outside_K.any():
+            return np.asarray(corrected_K)
+        inside_K = np.where(outside_K, np.where(low_K, lower_K, upper_K), inside_K)
+        lower_K[outside_K] = upper_K[outside_K] = inside_K[outside_K]
 
 
 def _orthonormal(rows_EK: Array) -> Array:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
 
 from .constraints import Constraints
 from .decision import SURE, mixture_objective
@@ -227,10 +227,10 @@ def _best(surface: LossSurface, simulation: Simulation) -> Array:
 
 def _outlook(claimed_S: Array, gain_S: Array, regret_S: Array) -> Outlook:
     spread = float((claimed_S - gain_S).std(ddof=1))
-    told = gain_S > 0 if spread == 0 else norm.cdf(gain_S / spread - norm.ppf(SURE))
+    told = gain_S > 0 if spread == 0 else ndtr(gain_S / spread - ndtri(SURE))
     return Outlook(
         gain=float(gain_S.mean()),
-        half_width=float(norm.ppf((1 + CONFIDENCE) / 2)) * spread,
+        half_width=float(ndtri((1 + CONFIDENCE) / 2)) * spread,
         regret=float(regret_S.mean()),
         probability=float(np.mean(told)),
     )

@@ -239,8 +239,9 @@ def decision_section(
         mixture, advice = projection, projection["advice"]
         held = projection["projection"] == "hold"
         gain_tokens = largest if held else projection["token_budget"]
-        note = f"The gain is that at {format_token_count(gain_tokens)} tokens"
-        note += ", from which the weights are held." if held else "."
+        where = format_token_count(gain_tokens)
+        elsewhere = f"The gain is that at {where} tokens, from which the weights are held."
+        note = elsewhere if gain_tokens != projection["token_budget"] else None
     elif fit is not None:
         mixture = fit["budgets"][-1]
         advice, gain_tokens = mixture["solution"], largest

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from .constraints import Constraints
 from .feasible_set import FeasibleSet, least_linear
-from .interior_point import InteriorPoint, LinearConstraints
+from .interior_point import InteriorPoint
 from .mixture_objective import LossRows, LossSurface, Pull
+from .primal_dual import LinearConstraints
 
 Array = NDArray[np.float64]
 Index = NDArray[np.int64]

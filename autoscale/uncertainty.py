@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
 
 from .estimate import CONFIDENCE, Estimate
 from .laws.fitter import LEAST_FREE
@@ -25,7 +25,7 @@ from .objective import Objective
 
 Array = NDArray[np.float64]
 
-QUANTILE = float(norm.ppf((1 + CONFIDENCE) / 2))
+QUANTILE = float(ndtri((1 + CONFIDENCE) / 2))
 ROUNDING = 1e-12  # relative, of an objective
 
 
@@ -147,17 +147,20 @@ class Decision:
         free = num_mixtures - float(law.effective_parameters.mean())
         self.widening = float(np.sqrt(num_mixtures / max(free, LEAST_FREE * num_mixtures)))
 
-    def weight_interval(self, confidence: float = CONFIDENCE) -> Interval:
-        """Weights with the quantiles of the draws' optima; right only if the law is."""
-        tail = (1 - confidence) / 2
-        low_K, high_K = np.quantile(self.draw_weights_SK, [tail, 1 - tail], axis=0)
-        return Interval(
-            self.weights_K, np.minimum(low_K, self.weights_K), np.maximum(high_K, self.weights_K)
-        )
+    def weight_interval(self, lower_K: ArrayLike = 0.0, upper_K: ArrayLike = 1.0) -> Interval:
+        """Weights of the optimum from the spread of the draws' optima; right only if the law is.
 
-    def gain(
-        self, baseline_K: Array, mixture_K: Array | None = None, confidence: float = CONFIDENCE
-    ) -> Gain:
+        Args:
+            lower_K: least weights allowed, which end the intervals, shape (num_domains,).
+            upper_K: greatest.
+        """
+        spread_K = self.widening * self.draw_weights_SK.std(axis=0, ddof=1)
+        half_K = QUANTILE * spread_K
+        low_K = np.maximum(self.weights_K - half_K, np.minimum(lower_K, self.weights_K))
+        high_K = np.minimum(self.weights_K + half_K, np.maximum(upper_K, self.weights_K))
+        return Interval(self.weights_K, low_K, high_K)
+
+    def gain(self, baseline_K: Array, mixture_K: Array | None = None) -> Gain:
         """The gain of a mixture over a baseline; of the optimum by default.
 
         The optimum loses its optimism, but twice its gain at most: a baseline so near to it that
@@ -174,14 +177,13 @@ class Decision:
         gain_S = draws_S2[:, 0] - draws_S2[:, 1]
         bias = float(np.median(gain_S)) - gain
         spread = self.widening * float(gain_S.std(ddof=1))
-        expected = gain - optimism - bias
-        quantile = float(norm.ppf((1 + confidence) / 2))
+        expected, half = gain - optimism - bias, QUANTILE * spread
         rounding = ROUNDING * abs(float(point[0]))  # all that copies of one mixture differ by
         return Gain(
             expected=expected,
-            low=expected - quantile * spread,
-            high=expected + quantile * spread,
-            probability=float(norm.cdf(expected / max(spread, rounding))),
+            low=expected - half,
+            high=expected + half,
+            probability=float(ndtr(expected / max(spread, rounding))),
             optimism=optimism,
             bias=bias,
         )

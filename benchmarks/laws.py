@@ -56,7 +56,9 @@ def main() -> None:
             print(line, flush=True)
             lines.append(line)
             took = time.process_time() - start
-            content[title] = "\n".join([f"{_circumstances()}, {took:.0f} s of processor time.", *lines]) + "\n"
+            content[title] = (
+                "\n".join([f"{_circumstances()}, {took:.0f} s of processor time.", *lines]) + "\n"
+            )
             _write(arguments.output, content)
 
 

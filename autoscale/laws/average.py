@@ -15,8 +15,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .fitted_law import FittedLaw, LawSurface
+from .fitted_law import FittedLaw
 from .repetition import Repetition
+from .surface import LawSurface
 
 Array = NDArray[np.float64]
 
