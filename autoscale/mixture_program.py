@@ -79,8 +79,11 @@ class MixtureProgram:
         """The variables of a mixture, the level well above its rows."""
         if not self.has_level:
             return np.asarray(weights_K[self.free])
-        rows = self.choice.objective.values(self.choice.surface.losses(weights_K))
-        level = rows.max() + 0.1 * (np.ptp(rows) + 0.01 * np.abs(rows).max())
+        objective = self.choice.objective
+        losses_J = self.choice.surface.losses(weights_K)
+        rows = objective.values(losses_J)
+        margin = 0.1 * np.ptp(rows) + 0.01 * np.abs(losses_J[objective.used]).max()
+        level = rows.max() + max(margin, 1e-6)
         return np.append(weights_K[self.free], level)
 
     def linear(self) -> LinearConstraints:
