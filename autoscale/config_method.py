@@ -12,8 +12,8 @@ from .config_data import ModelConfig, Section, TokenCount, require_unique
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 
 LawName = Literal[
-    "auto", "autoscale", "eti", "etk", "separable", "separable_unit", "inverse_sum", "log_linear",
-    "bimix", "trees",
+    "auto", "autoscale", "eti", "etk", "separable", "separable_unit", "inverse_sum",
+    "inverse_sum_tokens", "log_linear", "bimix", "trees",
 ]  # fmt: skip
 ProjectionName = Literal["auto", "joint", "hold", "damped", "full"]
 Weight = Annotated[float, Field(ge=0, le=1)]

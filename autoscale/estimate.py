@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .law_choice import (
+    BUDGET_LAWS,
     DEFAULT_LAW,
     JOINT_LAWS,
     TREES,
@@ -327,7 +328,9 @@ def _check(table: RunTable) -> None:
 def _choose(judge: Judge, options: Options) -> Choice:
     if options.law == TREES:
         return choose_law(judge, [Candidate(law=TREES)])
-    laws = JOINT_LAWS if options.law == "auto" else (options.law,)
+    laws: tuple[str, ...] = (options.law,)
+    if options.law == "auto":
+        laws = JOINT_LAWS + (BUDGET_LAWS if judge.table.has_budgets else ())
     repetition = options.repetition
     if repetition is not None and options.fit_rate:
         repetition = fitted_rate(judge, repetition)

@@ -44,7 +44,7 @@ TRUTH_SPREAD = 0.5
 """Standard deviations of the priors that truths spread by. Fits to public tables differ between
 domains by about half of them; the priors leave room beyond."""
 MOST_IRREDUCIBLE = 0.95  # share of the loss
-SECONDS = 4.0  # that a simulation should take on one core; its number of truths follows
+SECONDS = 2.0  # that a simulation should take on one core; its number of truths follows
 PATIENCE = 15.0  # that it may take with the fewest
 SECONDS_A_SOLUTION, SECONDS_A_PRODUCT = 0.01, 7e-8
 MOST_TRUTHS, FEWEST_TRUTHS = 24, 6

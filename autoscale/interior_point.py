@@ -168,7 +168,7 @@ def _search_line(point: Point, step: Step, *, mu: float, solve: Solver) -> Point
     before = merit(point)
     slope = point.jacobian[0] @ step.x - mu * (step.s / point.s).sum()
     slope -= penalty * np.abs(point.missed).sum()
-    noise = 16 * MACHINE * (abs(before) + mu * np.abs(np.log(point.s)).sum() + penalty)
+    noise = 16 * MACHINE * (point.unit + mu * np.abs(np.log(point.s)).sum() + penalty)
 
     def moved(step: Step, alpha: float) -> Point | None:
         z_alpha = min(1.0, share * _longest(point.z, step.z))

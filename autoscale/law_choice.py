@@ -30,6 +30,8 @@ Array = NDArray[np.float64]
 DEFAULT_LAW = "eti"
 JOINT_LAWS = (DEFAULT_LAW, "etk", "separable", "inverse_sum", "log_linear")
 """Laws that `auto` tries; `bimix`, `separable_unit` and `trees` only on demand."""
+BUDGET_LAWS = ("inverse_sum_tokens",)
+"""Laws that it tries too with several budgets; at one they equal others."""
 
 TREES = TreeLaw.law
 FEW = 20  # mixtures up to which each is a fold of its own

@@ -64,12 +64,19 @@ class LossRows(NamedTuple):
 
     def values(self, losses: Array) -> Array:
         """Rows of losses of shape (..., J), shape (..., M)."""
+        return np.asarray(self._sums(losses) - self.offsets)
+
+    def magnitudes(self, losses_J: Array) -> Array:
+        """Sizes of the terms of the rows, shape (M,): their rounding is relative to these."""
+        return np.asarray(self._sums(np.abs(losses_J)) + np.abs(self.offsets))
+
+    def _sums(self, losses: Array) -> Array:
         used_J = self.used
         losses, weights = losses[..., used_J], self.weights[:, used_J]
         sums = losses @ weights.T
         if self.exponential.any():
             sums = np.where(self.exponential, np.exp(losses) @ weights.T, sums)
-        return np.asarray(sums - self.offsets)
+        return sums
 
     def slopes(self, losses_J: Array) -> Array:
         """d row / d loss, shape (M, J)."""

@@ -115,6 +115,15 @@ class MixtureProgram:
         return values
 
     @np.errstate(all="ignore")
+    def magnitudes(self, x_N: Array) -> Array:
+        magnitudes = self.rows.magnitudes(self.choice.surface.losses(self.weights(x_N)))
+        if self.has_level:
+            magnitudes = np.append(magnitudes[: self.num_objectives].max(), magnitudes)
+        if self.choice.pull is not None:
+            magnitudes[0] += self.choice.pull.values(self.weights(x_N))
+        return magnitudes
+
+    @np.errstate(all="ignore")
     def jacobian(self, x_N: Array) -> Array:
         weights_K, num_free = self.weights(x_N), len(self.free)
         jacobian = np.zeros((len(self.rows.offsets) + self.has_level, len(x_N)))

@@ -1,92 +1,96 @@
-"""The trade between two objectives: mixtures at which neither can fall without the other rising.
+"""The Pareto front between two objectives: what one costs in terms of the other.
 
-    minimise   first(L(w)) + pull(w)
-    subject to second(L(w)) <= level,  and the constraints of the choice
+    minimise   first(w)   subject to   second(w) <= level
 
-for levels from the second objective at the optimum of the first down to its own least. Weighted
-sums of the two would do for convex laws, but crowd where the front is curved.
+at levels evenly spread between the second objective's values at the two single optima, which are
+the ends of the front. Unlike weighted sums of the two, levels find points on every part of it.
 """
 
-# K domains, J validation sets, M rows
-
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike
 
-from .mixture import Mixture
-from .mixture_objective import LossRows
-from .mixture_program import Choice
-from .optimum import solve
+from .constraints import Constraints, InfeasibleError
+from .mixture_objective import LossSurface, MixtureObjective
+from .optimum import DEFAULT_SEARCH, Optimum, make_choice, solve
 from .random_search import Search
 
-Array = NDArray[np.float64]
-
-NO_CONFLICT = 1e-9  # of the second objective, within which both objectives have one optimum
-LAST_STEP = 1e-3  # share of the range that the last point leaves to the first objective
+SAME = 1e-9  # difference of objectives that makes no point better than another
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ParetoPoint:
-    """A mixture of the front, with both objectives at it; the pull is in neither."""
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class FrontPoint:
+    """A mixture that no other betters in both objectives.
 
-    mixture: Mixture
+    Attributes:
+        first: the first objective there.
+        second: the second objective there.
+        optimum: the mixture; its `objective` and certificate are those of the first objective at
+            the level of the second, at the end that is best for the second those of the second.
+    """
+
     first: float
     second: float
+    optimum: Optimum
 
 
 def pareto_front(
-    choice: Choice, second: LossRows, *, num_points: int, search: Search
-) -> tuple[ParetoPoint, ...]:
-    """Points of the front, from the optimum of the first objective to nearly that of the second.
-
-    The levels of the second objective are equally far apart. The last leaves a thousandth of the
-    range, so that of the mixtures that serve the second best it is one that serves the first.
+    surface: LossSurface,
+    first: MixtureObjective,
+    second: MixtureObjective,
+    constraints: Constraints,
+    *,
+    num_points: int = 11,
+    limits: ArrayLike | None = None,
+    search: Search = DEFAULT_SEARCH,
+) -> tuple[FrontPoint, ...]:
+    """Mixtures from the best for the first objective to the best for the second.
 
     Args:
-        choice: of the mixture by the first objective.
-        second: rows of the second objective, of which the largest counts.
-        num_points: 2 or more. Objectives that do not conflict have a front of one point.
+        surface: the law at one token count and model size.
+        first: an objective.
+        second: another.
+        constraints: in the order of the surface's domains.
+        num_points: at least 2; fewer are returned where points coincide, or where a surface that
+            is not convex gives none at a level.
+        limits: as of `optimise`.
         search: for surfaces that are not convex.
 
     Raises:
-        InfeasibleError: no mixture satisfies the constraints.
-        ValueError: fewer than two points are asked for, or the surface has no gradient: samples
-            would leave gaps in the front.
+        InfeasibleError: see `optimise`.
+        ValueError: fewer than two points, or see `optimise`.
     """
     if num_points < 2:
-        raise ValueError(f"a front of {num_points} points is none; expected 2 or more")
-    if not choice.surface.differentiable:
-        raise ValueError(
-            "the front between two objectives needs a law with a gradient, and trees have none; "
-            "fit another law, e.g. 'auto'"
-        )
-    best = solve(choice, search).mixture
-    most = _value(choice, second, best)
-    least_of = solve(replace(choice, objective=second, pull=None), search).mixture
-    least = _value(choice, second, least_of)
-    mixtures = [best]
-    if most - least > NO_CONFLICT * max(abs(most), 1.0):
-        steps = np.linspace(0, 1, num_points)[1:]
-        steps[-1] -= LAST_STEP
-        mixtures += [
-            solve(_limited(choice, second, most + step * (least - most)), search).mixture
-            for step in steps
-        ]
-    return tuple(
-        ParetoPoint(
-            mixture=mixture,
-            first=_value(choice, choice.objective, mixture),
-            second=_value(choice, second, mixture),
-        )
-        for mixture in mixtures
-    )
+        raise ValueError(f"a front has two ends; expected at least 2 points, found {num_points}")
+    choice = make_choice(surface, first, constraints, limits=limits)
+    rows, other = choice.objective, second.rows(surface.sets)
+
+    def point(optimum: Optimum) -> FrontPoint:
+        values = [float(each.values(optimum.losses).max()) for each in (rows, other)]
+        return FrontPoint(first=values[0], second=values[1], optimum=optimum)
+
+    best = point(solve(choice, search))
+    far = point(solve(make_choice(surface, second, constraints, limits=limits), search))
+    points = [best, far]
+    if best.second - far.second <= SAME:
+        return _front(points)
+    for level in np.linspace(best.second, far.second, num_points)[1:-1].tolist():
+        bounded = replace(choice, limits=choice.limits.and_rows(other.below(level)))
+        if surface.convex:
+            points.append(point(solve(bounded, search)))
+        else:
+            with suppress(InfeasibleError):
+                points.append(point(solve(bounded, search)))
+    return _front(points)
 
 
-def _limited(choice: Choice, second: LossRows, level: float) -> Choice:
-    return replace(choice, limits=choice.limits.and_rows(second.below(level)))
-
-
-def _value(choice: Choice, rows: LossRows, mixture: Mixture) -> float:
-    losses_J = choice.surface.losses(mixture.as_array())
-    return float(rows.values(losses_J).max())
+def _front(points: Sequence[FrontPoint]) -> tuple[FrontPoint, ...]:
+    """Those that no other dominates, the best for the first objective first."""
+    kept: list[FrontPoint] = []
+    for point in sorted(points, key=lambda each: (each.first, each.second)):
+        if not kept or point.second < kept[-1].second - SAME:
+            kept.append(point)
+    return tuple(kept)

@@ -35,6 +35,9 @@ class Program(Protocol):
     def values(self, x_N: Array) -> Array:
         """Shape (1 + M,); not finite where the program is not defined."""
 
+    def magnitudes(self, x_N: Array) -> Array:
+        """Sizes of the terms that the values are sums of: rounding is relative to them."""
+
     def jacobian(self, x_N: Array) -> Array:
         """Shape (1 + M, N)."""
 
@@ -138,11 +141,15 @@ class Point:
         return float(self.s @ self.z)
 
     @cached_property
+    def magnitudes(self) -> Array:
+        """Of f and c, shape (1 + M,)."""
+        return self.problem.program.magnitudes(self.x)
+
+    @cached_property
     def noise(self) -> Array:
         """What rounding may leave of `c + s`, shape (D,)."""
-        terms_DN = np.abs(self.dense)
-        terms_DN[:, self.problem.below] *= self.s[: len(self.problem.below)]
-        return np.asarray(64 * MACHINE * (1 + terms_DN.sum(axis=1)))
+        rows = np.ones(len(self.problem.linear.limits))
+        return 64 * MACHINE * np.concatenate([rows, self.magnitudes[1:]])
 
     @cached_property
     def missed(self) -> Array:
@@ -174,11 +181,10 @@ class Point:
         gradient_N = self.jacobian[0] + self.z[problem.num_bounds :] @ self.dense
         return self.along_equalities(gradient_N + problem.of_bounds(self.z))
 
-    @cached_property
+    @property
     def unit(self) -> float:
-        """The size of the objective: its value, or what it may change by."""
-        _, pull_N = self.along_equalities(self.jacobian[0])
-        return max(abs(float(self.values[0])), float(np.abs(pull_N) @ self.room), 1e-300)
+        """The size of the objective."""
+        return max(float(self.magnitudes[0]), 1e-300)
 
     @cached_property
     def lack(self) -> float:

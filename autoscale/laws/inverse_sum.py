@@ -1,5 +1,6 @@
 """Inverse sum: `-log S_j(w)`, `S_j = sum_i C_ji h_i^gamma_ji` (Shukor et al., arXiv 2507.09404).
 
+h_i are the shares of the domains, or (`in_tokens`) their tokens, which then carry the budget.
 The additive law `E + 1 / sum_i C_i h_i^gamma_i` of Apple. Not convex once a gamma exceeds 1.
 """
 
@@ -26,11 +27,15 @@ LOG_POWER = (float(np.log(0.5)), 0.5)
 class InverseSum:
     """See the module."""
 
-    name = "inverse_sum"
+    in_tokens: bool
+
     convex = False
     convex_repeated = False
-    in_tokens = False
     has_amplitude = False
+
+    @property
+    def name(self) -> str:
+        return "inverse_sum_tokens" if self.in_tokens else "inverse_sum"
 
     def parameter_names(self, domains: Sequence[str]) -> tuple[str, ...]:
         return tuple(

@@ -14,7 +14,8 @@ TERMS: dict[str, MixtureTerm] = {
         EffectiveTokens(individual=False),
         Separable(free=True),
         Separable(free=False),
-        InverseSum(),
+        InverseSum(in_tokens=False),
+        InverseSum(in_tokens=True),
         LogLinear(),
         BiMix(),
     )

@@ -13,15 +13,14 @@ LAYERS = {
     "numerics": {
         "comparison", "constraints", "decision", "designs", "estimate", "feasible_set",
         "foresight", "interior_point", "law_choice", "mixture", "mixture_objective",
-        "mixture_program", "objective", "optimum", "pareto", "permutation", "polytope", "probes",
-        "projection", "published_table", "quota_tree", "random_search", "repetition_rate",
-        "residuals", "run_table", "sampler", "scaling_law", "schedule", "solver", "token_count",
-        "uncertainty",
-        "laws.average", "laws.bimix", "laws.effective_tokens", "laws.fit", "laws.fitted_law",
-        "laws.fitter", "laws.frame", "laws.inverse_sum", "laws.levenberg_marquardt",
-        "laws.log_linear", "laws.mixture_term", "laws.power_sum", "laws.records",
-        "laws.repetition", "laws.rescaled", "laws.separable", "laws.surface", "laws.terms",
-        "laws.trees",
+        "mixture_program", "objective", "optimum", "pareto", "permutation", "polytope",
+        "primal_dual", "probes", "projection", "published_table", "quota_tree", "random_search",
+        "repetition_rate", "residuals", "run_table", "sampler", "scaling_law", "schedule",
+        "solver", "token_count", "uncertainty", "laws.average", "laws.bimix",
+        "laws.effective_tokens", "laws.fit", "laws.fitted_law", "laws.fitter", "laws.frame",
+        "laws.inverse_sum", "laws.levenberg_marquardt", "laws.log_linear", "laws.mixture_term",
+        "laws.power_sum", "laws.records", "laws.repetition", "laws.rescaled", "laws.separable",
+        "laws.surface", "laws.terms", "laws.trees",
     },
     "records": {
         "config", "config_checks", "config_data", "config_method", "deepspeed_file", "execution",
@@ -38,10 +37,14 @@ LAYERS = {
     },
     "stages": {
         "campaign", "coordinator", "experiment_foresight", "experiment_table", "findings",
-        "joint_fit", "outcomes", "planning", "published_fit", "stages", "summary",
-        "table_commands", "table_options",
+        "joint_fit", "joint_summary", "outcomes", "planning", "published_findings",
+        "published_fit", "published_summary", "stages", "summary", "table_commands",
+        "table_options", "wording",
     },
-    "surface": {"__main__", "cli", "figures", "law_tables", "progress", "report", "terminal"},
+    "surface": {
+        "__main__", "cli", "decision_tables", "figure_style", "figures", "law_figures",
+        "law_tables", "progress", "report", "table_options", "tables", "terminal",
+    },
 }  # fmt: skip
 ORDER = list(LAYERS)
 LAYER_OF = {module: ORDER.index(layer) for layer, modules in LAYERS.items() for module in modules}
