@@ -19,7 +19,7 @@ from .mixture_program import Choice
 from .objective import Objective
 from .objective import unit_of as unit_of
 from .optimum import DEFAULT_SEARCH, Optimum, make_choice, solve
-from .pareto import ParetoPoint, pareto_front
+from .pareto import FrontPoint, pareto_front
 from .random_search import Search
 from .token_count import round_token_count
 from .uncertainty import Decision, Gain
@@ -147,19 +147,25 @@ def advise(estimate: Estimate, question: Question) -> Advice:
 
 def trade_off(
     estimate: Estimate, question: Question, second: Objective, num_points: int
-) -> tuple[ParetoPoint, ...]:
+) -> tuple[FrontPoint, ...]:
     """The front between the estimate's objective and a second one, see `pareto_front`.
 
     Raises:
         InfeasibleError: no mixture satisfies the constraints.
-        ValueError: see `advise` and `pareto_front`.
+        ValueError: the question has a pull, or see `advise` and `pareto_front`.
     """
-    surface = _law_for(estimate, question).surface(*_counts(estimate, question))
+    if question.pull is not None:
+        raise ValueError(
+            "a front between two objectives has no place for a pull, which is a third; leave it out"
+        )
+    surface: Any = _law_for(estimate, question).surface(*_counts(estimate, question))
     return pareto_front(
-        _choice(surface, estimate.objective, question),
-        _choice(surface, second, question).objective,
+        surface,
+        mixture_objective(estimate.objective, surface.sets),
+        mixture_objective(second, surface.sets),
+        question.constraints,
         num_points=num_points,
-        search=DEFAULT_SEARCH,
+        limits=_limits(surface, question),
     )
 
 
@@ -205,16 +211,20 @@ class _DrawSolver:
 
 
 def _choice(surface: Any, objective: Objective, question: Question) -> Choice:
-    limits_J = None
-    if question.no_harm is not None:
-        limits_J = surface.losses(question.reference.as_array()) + question.no_harm
     return make_choice(
         surface,
         mixture_objective(objective, surface.sets),
         question.constraints,
-        limits=limits_J,
+        limits=_limits(surface, question),
         pull=question.pull,
     )
+
+
+def _limits(surface: Any, question: Question) -> Array | None:
+    """Greatest losses that do no harm, shape (num_sets,), or None."""
+    if question.no_harm is None:
+        return None
+    return np.asarray(surface.losses(question.reference.as_array()) + question.no_harm)
 
 
 def _law_for(estimate: Estimate, question: Question) -> Law:

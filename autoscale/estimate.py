@@ -42,8 +42,8 @@ T = TypeVar("T")
 CONFIDENCE = 0.9
 OUTSIDE = 1.05  # ratio to the range of the runs from which a count is beyond it
 SD_OF_MEAN_ERROR = float(np.sqrt(np.pi / 2))  # of a normal error
-SMALLER_BUDGETS_WEIGHT = 1 / 9
-"""Most that a run at a smaller budget counted for in measurements on public tables."""
+SMALLER_BUDGETS_WEIGHTS = (1 / 9, 1.0)
+"""What a run at a smaller budget may count for: most on public tables, and as much as any."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -272,7 +272,7 @@ def estimate_at_largest_budget(
     """The same for the largest budget, with the smaller ones only if they help there.
 
     The law is fitted to the runs of the largest budget alone, and to all runs with the smaller
-    budgets at weight 1/9; both are judged on the mixtures of the largest.
+    budgets at weight 1/9 and 1; all three are judged on the mixtures of the largest.
 
     Args:
         noise: see `estimate`.
@@ -290,23 +290,23 @@ def estimate_at_largest_budget(
     _check(alone_table)
     alone = Judge.create(alone_table, objective, num_folds=options.folds, seed=options.seed)
     choice = _choose(alone, options)
-    together = Judge.create(
-        table,
-        objective,
-        num_folds=options.folds,
-        seed=options.seed,
-        run_weights=np.where(largest, 1.0, SMALLER_BUDGETS_WEIGHT),
-        judged=largest,
-    )
     if options.law == TREES:
         return _finished(alone, choice, options, noise), False
-    with_smaller = _choose(together, options)
-    kept = keep
-    if kept is None:
-        kept = _mean_error(together, with_smaller) < _mean_error(alone, choice)
-    if kept:
-        return _finished(together, with_smaller, options, noise), True
-    return _finished(alone, choice, options, noise), False
+    best, kept = (_mean_error(alone, choice), alone, choice), False
+    for weight in SMALLER_BUDGETS_WEIGHTS:
+        together = Judge.create(
+            table,
+            objective,
+            num_folds=options.folds,
+            seed=options.seed,
+            run_weights=np.where(largest, 1.0, weight),
+            judged=largest,
+        )
+        choice = _choose(together, options)
+        error = _mean_error(together, choice)
+        if keep is not False and (error < best[0] or (keep and not kept)):
+            best, kept = (error, together, choice), True
+    return _finished(best[1], best[2], options, noise), kept
 
 
 def _mean_error(judge: Judge, choice: Choice) -> float:

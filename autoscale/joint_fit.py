@@ -53,6 +53,7 @@ def fit_joint(experiment: Experiment, finished: Sequence[FinishedProbe]) -> dict
         "objective": experiment.objective.to_dict(),
         "metric": config.fit.metric,
         "domains": list(experiment.domains),
+        "available_tokens": dict(zip(experiment.domains, experiment.available_tokens, strict=True)),
         "reference": experiment.reference.to_dict(),
         "estimate": found.to_dict(),
         "uses_smaller_budgets": kept,

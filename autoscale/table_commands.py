@@ -204,7 +204,11 @@ def solve_table(fit: Path, output: Path, question: TableQuestion) -> Path:
             question.pareto, found.law.sets, record["metric"], question.bytes_per_token
         )
         content["pareto"] = [
-            {"weights": point.mixture.to_dict(), "first": point.first, "second": point.second}
+            {
+                "weights": point.optimum.mixture.to_dict(),
+                "first": point.first,
+                "second": point.second,
+            }
             for point in trade_off(found, asked, second, question.num_points)
         ]
     return write_json(output, "mixture", content)

@@ -143,9 +143,10 @@ class Decision:
             [solve(law.surface(tokens, parameters, draw)) for draw in range(law.num_draws)]
         )
         self.optimism = self._optimism()
-        # Draws come from residuals, which fitted parameters keep below the true errors.
+        # Draws rest on residuals, which are errors times one less the leverage, p / n on average;
+        # dividing by it is the correction HC3 of MacKinnon and White (1985).
         free = num_mixtures - float(law.effective_parameters.mean())
-        self.widening = float(np.sqrt(num_mixtures / max(free, LEAST_FREE * num_mixtures)))
+        self.widening = num_mixtures / max(free, LEAST_FREE * num_mixtures)
 
     def weight_interval(self, lower_K: ArrayLike = 0.0, upper_K: ArrayLike = 1.0) -> Interval:
         """Weights of the optimum from the spread of the draws' optima; right only if the law is.

@@ -283,8 +283,6 @@ def test_trees_advise_without_intervals(monkeypatch):
     assert advice.low is None and advice.high is None and advice.gains == {}
     assert advice.sentence.startswith("The trees have no intervals")
     assert (advice.optimum.mixture.as_array() >= 0.05 - 1e-9).all()
-    with pytest.raises(ValueError, match="trees have none"):
-        trade_off(found, ask(), Objective.parse("web", SETS), 3)
 
 
 def test_the_front_of_two_objectives_keeps_the_limits(of_three_budgets):
@@ -295,7 +293,10 @@ def test_the_front_of_two_objectives_keeps_the_limits(of_three_budgets):
     limits = surface.losses(UNIFORM.as_array()) + 0.02
     assert len(points) == 5
     for point in points:
-        losses = surface.losses(point.mixture.as_array())
+        losses = surface.losses(point.optimum.mixture.as_array())
         assert (losses <= limits + 1e-8).all()
         assert (point.first, point.second) == pytest.approx((losses[0], losses[3]))
     assert (np.diff([point.second for point in points]) < 0).all()
+    pull = Pull(kind="kl", strength=1.0, mixture=UNIFORM)
+    with pytest.raises(ValueError, match="has no place for a pull"):
+        trade_off(of_three_budgets, replace(question, pull=pull), mail, 5)

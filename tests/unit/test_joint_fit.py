@@ -336,6 +336,10 @@ def test_the_fit_of_an_experiment_serves_the_table_commands(tmp_path):
     least = TableQuestion(tokens=160_000, min_weight=0.2 / len(FOUR))
     record, _ = read_mixture(solve_table(path, tmp_path / "m.json", least))
     assert close(record["weights"], solution["weights"], 1e-4)
+    assert set(record["gains"]) == {"uniform", "natural"}
+    capped = TableQuestion(tokens=9_000_000, max_epochs=0.3 * 9_000_000 / 700_000)
+    record, weights_K = read_mixture(solve_table(path, tmp_path / "m.json", capped))
+    assert weights_K[0] <= 0.3 + 1e-9
     table = tmp_path / "new.csv"
     header = ",".join(f"weight/{name}" for name in reversed(FOUR))
     table.write_text(f"run,{header},tokens\nr,0.25,0.25,0.25,0.25,160K\n")

@@ -43,7 +43,7 @@ LAYERS = {
     },
     "surface": {
         "__main__", "cli", "decision_tables", "figure_style", "figures", "law_figures",
-        "law_tables", "progress", "report", "table_options", "tables", "terminal",
+        "law_tables", "progress", "report", "tables", "terminal",
     },
 }  # fmt: skip
 ORDER = list(LAYERS)
