@@ -9,7 +9,6 @@ from rich.text import Text
 
 from .token_count import round_token_count
 
-
 MOST_COLUMNS = 7  # of weights beside a front; more are in the file alone
 
 

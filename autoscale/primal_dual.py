@@ -100,7 +100,7 @@ class Problem:
             x_N[self.below] - linear.lower[self.below],
             linear.upper[self.above] - x_N[self.above],
             linear.limits - linear.rows @ x_N,
-            np.maximum(-values[1:], 1e-2 * self.program.magnitudes(x_N)[1:]),
+            np.maximum(-values[1:], 1e-6 * self.program.magnitudes(x_N)[1:]),
         )
         s = np.concatenate(parts)
         assert np.isfinite(values).all() and (s > 0).all(), "the start is not inside"

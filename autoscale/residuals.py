@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from scipy.special import fdtrc, stdtr
 
 from .law_choice import Judge, Judged
+from .laws.fitter import LEAST_FREE
+from .laws.trees import TreeLaw
 from .run_table import ReplicateNoise
 
 Array = NDArray[np.float64]
@@ -32,22 +34,38 @@ def misfits(judge: Judge, judged: Judged, noise: ReplicateNoise | None) -> Itera
     rows = judge.judged
     error_PJ = (judged.held_out - judge.table.losses)[rows]
     if noise is not None:
-        yield from _beyond_seed_noise(judge, error_PJ, noise)
+        yield from _beyond_seed_noise(judge, judged, error_PJ, noise)
     yield from _trends(judge, error_PJ, judged.held_out[rows])
 
 
-def _beyond_seed_noise(judge: Judge, error_PJ: Array, noise: ReplicateNoise) -> Iterator[str]:
-    """Lack of fit: mean square error over the square of the noise between seeds, an F test."""
+def _beyond_seed_noise(
+    judge: Judge, judged: Judged, error_PJ: Array, noise: ReplicateNoise
+) -> Iterator[str]:
+    """Lack of fit: mean square error over the square of the noise between seeds, an F test.
+
+    A right law errs on held-out runs by more than the noise too, by about n / (n - p): its p
+    parameters come from n mixtures.
+    """
     floor_J = np.maximum(noise.standard_deviation, 1e-12)
     ratio_J = (error_PJ**2).mean(axis=0) / floor_J**2
-    chance_J = fdtrc(len(error_PJ), noise.degrees_of_freedom, ratio_J)
+    lack_J = ratio_J / _held_out_factor(judge, judged) ** 2
+    chance_J = fdtrc(len(error_PJ), noise.degrees_of_freedom, lack_J)
     level = SIGNIFICANT / len(ratio_J)
-    rejected = (chance_J < level) & (ratio_J > WORTH_A_WORD**2)
+    rejected = (chance_J < level) & (lack_J > WORTH_A_WORD**2)
     for j in np.flatnonzero(rejected):
         yield (
             f"The law is rejected for {judge.table.sets[j]}: its held-out error is "
             f"{np.sqrt(ratio_J[j]):.1f} times the noise between seeds."
         )
+
+
+def _held_out_factor(judge: Judge, judged: Judged) -> Array:
+    """Held-out error of a right law in multiples of the noise, shape (num_sets,)."""
+    if isinstance(judged.law, TreeLaw):
+        return np.ones(judge.table.num_sets)
+    num_mixtures = len(np.unique(judge.table.mixture_groups()))
+    free_J = num_mixtures - judged.law.effective_parameters
+    return num_mixtures / np.maximum(free_J, LEAST_FREE * num_mixtures)
 
 
 def _trends(judge: Judge, error_PJ: Array, predicted_PJ: Array) -> Iterator[str]:
@@ -70,7 +88,7 @@ def _trends(judge: Judge, error_PJ: Array, predicted_PJ: Array) -> Iterator[str]
 def _rank_correlation(first_P: Array, second_P: Array) -> tuple[float, float]:
     """Spearman's, with its two-sided p-value by Student's t; scipy.stats would load for seconds."""
     ranks = [np.argsort(np.argsort(values_P)) for values_P in (first_P, second_P)]
-    correlation = float(np.corrcoef(*ranks)[0, 1])
+    correlation = float(np.corrcoef(np.array(ranks, dtype=np.float64))[0, 1])
     free = len(first_P) - 2
     t = correlation * np.sqrt(free / max(1 - correlation**2, 1e-300))
     return correlation, float(2 * stdtr(free, -abs(t)))
