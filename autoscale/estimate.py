@@ -131,8 +131,8 @@ class Estimate:
         objective: what laws were judged by and mixtures are chosen for.
         scores: of all candidates as JSON, the chosen one first.
         reason: the choice in a sentence.
-        half_widths: of 90% intervals of the losses inside the runs, by set: quantiles of the absolute
-            held-out errors; relative to the loss where `relative`.
+        half_widths: of 90% intervals of the losses inside the runs, by set: quantiles of the
+            absolute held-out errors; relative to the loss where `relative`.
         objective_half_width: that of the objective.
         objective_noise: standard deviation of a run's objective about the law; relative to the
             objective where `relative`.

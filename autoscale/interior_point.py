@@ -45,7 +45,7 @@ RESIDUAL_SHARE = 0.3  # of the dual residual that complementarity does not fall 
 ARMIJO = 1e-4  # share of the predicted descent that a step must reach
 NEARER = 0.9  # or share of the distance that may be left
 SHORTEST_STEP = 1e-12
-PROGRESS = 0.9  # share of the least error so far that counts as progress
+PROGRESS = 0.9  # share of the least excess so far that counts as progress
 PATIENCE = 8  # steps without progress before caution
 GOOD_ENOUGH = 1e-10  # error at which caution is no use
 MOST_VAIN = 40  # steps without progress after which rounding is taken to have the last word
@@ -97,9 +97,11 @@ def minimise(
         enough: given the objective and its possible excess, whether to stop.
     """
     best = point = Problem(program, linear).start(start_N)
-    num_vain, centering = 0, LEAST_CENTERING
+    least_excess, num_vain, centering = np.inf, 0, LEAST_CENTERING
     for num_iterations in range(MAX_ITERATIONS):
-        num_vain = 0 if point.error < PROGRESS * best.error else num_vain + 1
+        excess = max(point.complementarity, point.lack)
+        num_vain = 0 if excess < PROGRESS * least_excess else num_vain + 1
+        least_excess = min(excess, least_excess)
         if point.error < best.error:
             best = point
         if point.error <= TOLERANCE:
@@ -112,7 +114,7 @@ def minimise(
             return _result(best, num_iterations, "stalled")
         if num_vain == PATIENCE and centering < CAUTIOUS_CENTERING:
             centering = CAUTIOUS_CENTERING
-            point = point.centred(max(point.complementarity, point.lack) / len(point.s))
+            point = point.centred(excess / len(point.s))
         following = None if num_vain == MOST_VAIN else _step(point, centering)
         if following is None:
             return _result(best, num_iterations, "stalled")

@@ -154,11 +154,8 @@ class Judge:
     def judge(self, candidate: Candidate) -> "Judged":
         """The candidate fitted to all runs, with its held-out predictions."""
         if candidate.law == TREES:
-            held_out_PJ = predict_held_out_trees(self.table, self.folds)
-            rows = self.judged
             trees = TreeLaw.fit(self.table)
-            trees = trees.with_errors(held_out_PJ[rows], self.table.losses[rows])
-            return Judged(candidate, trees, held_out_PJ)
+            return Judged(candidate, trees, predict_held_out_trees(self.table, self.folds))
         law = fit_law(
             self.table,
             candidate.law,

@@ -26,6 +26,7 @@ Array = NDArray[np.float64]
 
 MACHINE = float(np.finfo(np.float64).eps)
 FREE_ROOM = 1.0  # of a variable without bounds
+FIRST_SLACK = 1e-3  # least of a constraint at the start, in its magnitude, whatever c is
 SPREAD = 1e10  # most by which s z may differ from mu after a step
 
 
@@ -94,13 +95,13 @@ class Problem:
         return product_N
 
     def start(self, x_N: Array) -> "Point":
-        """A point with the slacks of x and the mu at which f and barrier pull equally hard."""
+        """A point with about the slacks of x, and the mu at which f and barrier pull equally."""
         linear, values = self.linear, self.program.values(x_N)
         parts = (
             x_N[self.below] - linear.lower[self.below],
             linear.upper[self.above] - x_N[self.above],
             linear.limits - linear.rows @ x_N,
-            np.maximum(-values[1:], 1e-6 * self.program.magnitudes(x_N)[1:]),
+            np.maximum(-values[1:], FIRST_SLACK * self.program.magnitudes(x_N)[1:]),
         )
         s = np.concatenate(parts)
         assert np.isfinite(values).all() and (s > 0).all(), "the start is not inside"

@@ -87,8 +87,10 @@ def _trends(judge: Judge, error_PJ: Array, predicted_PJ: Array) -> Iterator[str]
 
 def _rank_correlation(first_P: Array, second_P: Array) -> tuple[float, float]:
     """Spearman's, with its two-sided p-value by Student's t; scipy.stats would load for seconds."""
-    ranks = [np.argsort(np.argsort(values_P)) for values_P in (first_P, second_P)]
-    correlation = float(np.corrcoef(np.array(ranks, dtype=np.float64))[0, 1])
+    first_P, second_P = (
+        np.argsort(np.argsort(values_P)).astype(np.float64) for values_P in (first_P, second_P)
+    )
+    correlation = float(np.corrcoef(first_P, second_P)[0, 1])
     free = len(first_P) - 2
     t = correlation * np.sqrt(free / max(1 - correlation**2, 1e-300))
     return correlation, float(2 * stdtr(free, -abs(t)))

@@ -7,7 +7,7 @@ size. No gradients, no extrapolation beyond the runs seen. Needs the extra `auto
 # J validation sets, P runs, K domains
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, Self
 
@@ -52,8 +52,6 @@ class TreeLaw:
         models: LightGBM's text format, one a set.
         uses_tokens: tokens are a feature.
         uses_parameters: model size is a feature.
-        noise: root mean square error on runs that the trees were not fitted to, shape (num_sets,);
-            relative to the loss when `relative`, else in `metric`. None until measured.
     """
 
     domains: tuple[str, ...]
@@ -62,7 +60,6 @@ class TreeLaw:
     models: tuple[str, ...]
     uses_tokens: bool
     uses_parameters: bool
-    noise: Array | None = None
     _boosters: list[Any] = field(default_factory=list, repr=False)
 
     law = "trees"
@@ -93,18 +90,6 @@ class TreeLaw:
         )
         return cls.from_dict({**law.to_dict(), "models": models})
 
-    @property
-    def relative(self) -> bool:
-        """Whether errors are relative: with several budgets or sizes they grow with the losses."""
-        return self.uses_tokens or self.uses_parameters
-
-    def with_errors(self, predicted_PJ: Array, observed_PJ: Array) -> Self:
-        """The same trees with the noise of held-out predictions, see `predict_held_out_trees`."""
-        error_PJ = predicted_PJ - observed_PJ
-        if self.relative:
-            error_PJ = error_PJ / observed_PJ
-        return replace(self, noise=np.sqrt((error_PJ**2).mean(axis=0)))
-
     def predict(
         self, weights: ArrayLike, tokens: ArrayLike | None, parameters: ArrayLike | None
     ) -> Array:
@@ -128,7 +113,6 @@ class TreeLaw:
             "models": list(self.models),
             "uses_tokens": self.uses_tokens,
             "uses_parameters": self.uses_parameters,
-            "noise": None if self.noise is None else self.noise.tolist(),
         }
 
     @classmethod
@@ -140,7 +124,6 @@ class TreeLaw:
             models=tuple(record["models"]),
             uses_tokens=record["uses_tokens"],
             uses_parameters=record["uses_parameters"],
-            noise=None if record["noise"] is None else np.array(record["noise"], dtype=np.float64),
         )
 
     def _features(

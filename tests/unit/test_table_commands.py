@@ -39,7 +39,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tables")
     for name, runs in (("one", RUNS), ("scaled", SCALED_RUNS)):
         table = write_table(folder / f"{name}.csv", runs)
-        fit_table(table, folder / f"{name}.json", TableFit(law="eti", draws=8))
+        fit_table(table, folder / f"{name}.json", TableFit(law="eti", draws=4))
     return folder
 
 
@@ -226,9 +226,9 @@ def test_no_harm_and_pull_keep_near_the_reference(autoscale, fit, tmp_path):
     for kind in ("kl", "l2"):
         distances = [
             np.abs(solve(autoscale, fit, tmp_path, "--pull", f"{kind}:{s}")[1] - 0.2).sum()
-            for s in (0.001, 0.1, 100)
+            for s in (0.001, 100)
         ]
-        assert distances[0] > distances[1] > distances[2] and distances[2] < 0.01
+        assert distances[0] > 0.1 and distances[1] < 0.01
 
 
 def test_the_objective_may_be_another_than_that_of_the_fit(autoscale, fit, tmp_path):
