@@ -78,7 +78,7 @@ class ExperimentConfig(Section):
         else:
             check_joint_law(self.fit, self.evaluation)
         check_design(self.probe, self.probe_design)
-        check_path(self.project, self.probe, self.solve, self.train, law=self.fit.law)
+        check_path(self.project, self.probe, self.solve, self.train, fit=self.fit)
         return self
 
     @property

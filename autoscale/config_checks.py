@@ -92,6 +92,11 @@ def check_joint_law(fit: FitConfig, evaluation: EvaluationConfig) -> None:
             f"fit.objective {fit.objective!r} is made of losses in nats a token, fit.metric is "
             "'bits_per_byte'; use 'mean_loss' or metric 'nats'"
         )
+    if fit.law == "trees" and isinstance(fit.repetition, float):
+        raise ValueError(
+            f"fit.repetition {fit.repetition:g} has no place in law 'trees', which has no term of "
+            "repetition; leave it out or take another law"
+        )
     if fit.trajectories and evaluation.probe_points < 2:
         raise ValueError(
             "fit.trajectories uses evaluations before the end of a probe run, and "
@@ -133,7 +138,7 @@ def check_path(
     solve: SolveConfig,
     train: TrainConfig,
     *,
-    law: str,
+    fit: FitConfig,
 ) -> None:
     """The projections asked for, of the target or of a baseline, must be possible."""
     probed = sorted({budget.tokens for budget in probe.budgets})
@@ -148,10 +153,15 @@ def check_path(
         raise ValueError("project.budgets must rise, e.g. ['300M', '600M']")
     baselines = {baseline.name for baseline in train.baselines if baseline.weights is None}
     wanted = {project.projection, *baselines}
-    if law == "autoscale" and "joint" in wanted:
+    if fit.law == "autoscale" and "joint" in wanted:
         raise ValueError(
             "projection 'joint' solves a joint law at the target, and fit.law 'autoscale' is none; "
             "use 'hold', 'damped' or 'full', or another law"
+        )
+    if "joint" in wanted and len(probed) == 1 and not fit.trajectories:
+        raise ValueError(
+            "projection 'joint' solves a law of tokens at the target, and probe.budgets has one "
+            "budget; add another, or use 'hold' or 'auto'"
         )
     for kind in sorted(wanted.intersection(PATHS)):
         _check_one_path(kind, budgets, solve, train.budget.tokens)

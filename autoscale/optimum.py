@@ -169,7 +169,7 @@ def _best_of_several(choice: Choice, search: Search) -> Optimum:
 
 def _search_from(choice: Choice, start_K: Array) -> tuple[MixtureProgram, InteriorPoint]:
     """A local optimum, the optimum of a convex surface, from a mixture strictly inside."""
-    start_K = _within_limits(choice, start_K)
+    start_K = 0.9 * _within_limits(choice, start_K) + (1-0.9)*start_K
     program = MixtureProgram(choice)
     return program, minimise(program, program.linear(), program.variables(start_K))
 

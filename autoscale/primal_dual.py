@@ -69,7 +69,7 @@ class Step(NamedTuple):
     z: Array
 
 
-Solver = Callable[[Array, Array], tuple[Array, Array]]
+Solver = Callable[[Array, Array, Array], tuple[Array, Array]]
 
 
 class Problem:
@@ -105,6 +105,7 @@ class Problem:
         )
         s = np.concatenate(parts)
         assert np.isfinite(values).all() and (s > 0).all(), "the start is not inside"
+        self.constant = linear.equalities @ x_N
         point = Point(self, x_N, s, np.ones_like(s))
         below, above, *_ = self.split(s**-2)
         curvature_N = s[self.num_bounds :] ** -2 @ point.dense**2
@@ -226,7 +227,8 @@ class Point:
         problem, s, z = self.problem, self.s, self.z
         cut = problem.num_bounds
         rhs_N = -self.jacobian[0] - problem.of_bounds(mu / s) - z[cut:] @ self.dense
-        x, dense = solve(rhs_N, s[cut:] - mu / z[cut:] - self.missed - ahead)
+        drift = problem.linear.equalities @ self.x - problem.constant
+        x, dense = solve(rhs_N, drift, s[cut:] - mu / z[cut:] - self.missed - ahead)
         along = mu / z[cut:] - s[cut:] - s[cut:] / z[cut:] * dense
         ds = np.concatenate([x[problem.below], -x[problem.above], along])
         dz = mu / s - z - z / s * ds
@@ -273,9 +275,10 @@ def newton_solver(point: Point) -> Solver:
     scale = 1 / np.sqrt(np.diag(outer))
     outer *= scale * scale[:, None]
 
-    def solve(rhs_N: Array, rhs_D: Array) -> tuple[Array, Array]:
+    def solve(rhs_N: Array, drift: Array, rhs_D: Array) -> tuple[Array, Array]:
         direct_N = cho_solve(factor, rhs_N + (share_D * rhs_D) @ G, check_finite=False)
         missing = both @ direct_N
+        missing[:len(A)] += drift
         missing[len(A) :] -= rhs_D
         multipliers = scale * np.linalg.solve(outer, scale * missing)
         return direct_N - inner @ multipliers, multipliers[len(A) :] / left_D

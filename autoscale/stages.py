@@ -185,11 +185,13 @@ def project(config: ExperimentConfig, token_budget: int | None = None) -> Path:
             f"{artifact(config, 'fit')} was fitted on {', '.join(fitted['domains'])} but the "
             f"experiment has {', '.join(experiment.domains)}; run `autoscale fit` again"
         )
-    if (fitted["law"] == "autoscale") != (config.fit.law == "autoscale"):
-        raise ValueError(
-            f"{artifact(config, 'fit')} was fitted with law {fitted['law']!r} but fit.law is now "
-            f"{config.fit.law!r}; run `autoscale fit` again"
-        )
+    for key, now in (("law", config.fit.law), ("metric", config.fit.metric)):
+        then = fitted.get(key, "nats")  # the published law's fit has no metric
+        if then != now:
+            raise ValueError(
+                f"{artifact(config, 'fit')} was fitted with {key} {then!r} but fit.{key} is now "
+                f"{now!r}; run `autoscale fit` again"
+            )
     project_law = project_published if config.fit.law == "autoscale" else project_joint
     content = project_law(experiment, fitted, target)
     return write_json(artifact(config, "mixture", target), "mixture", content)

@@ -106,7 +106,7 @@ def test_a_dumped_config_is_the_same_when_read_again(tmp_path):
             "fit.amplitude=free",
             "'free' belongs to law 'autoscale', fit.law is 'auto'; use law 'sep",
         ),
-        ("fit.repetition=-1", "fit.repetition: .*'none' or 'auto'.*greater than 0; found -1"),
+        ("fit.repetition=-1", "fit.repetition: .*'none', 'auto' or 'fit'.*greater than 0; found -1"),
         ("solve.prior={mixture='uniform'}", "solve.prior.strength: is missing"),
         ("solve.prior={strength=0}", "greater than 0"),
         ("solve.no_harm=-0.1", "greater than or equal to 0"),
@@ -127,6 +127,11 @@ def test_mistakes_name_the_key_and_the_remedy(tmp_path, override, message):
         load(tmp_path, SMALL, override)
 
 
+def test_trees_have_no_term_of_repetition(tmp_path):
+    with pytest.raises(ValueError, match=r"fit.repetition 4 has no place in law 'trees'"):
+        load(tmp_path, SMALL, "fit.law=trees", "fit.repetition=4")
+
+
 def test_a_zero_minimum_has_no_path_to_project_on(tmp_path):
     assert load(tmp_path, SMALL, "solve.min_weight=0", "project.projection=hold")
     with pytest.raises(ValueError, match=r"solve.min_weight 0 with projection 'full'"):
@@ -141,12 +146,15 @@ def test_a_path_starts_at_the_small_budget(tmp_path):
 
 def test_a_path_needs_two_budgets_and_the_rest_one(tmp_path):
     one = SMALL.replace('["100K", { tokens = "200K", lr = 5e-4 }]', '["200K"]')
-    for projection in ("auto", "joint", "hold"):
+    for projection in ("auto", "hold"):
         config = load(tmp_path, one, f"project.projection={projection}")
         assert config.projection_budgets is None
     assert load(tmp_path, one, "fit.law=autoscale", "train.baselines=['hold']")
     for override in ("project.projection=damped", "train.baselines=['damped']"):
         with pytest.raises(ValueError, match=r"'damped' follows a path through two token budgets"):
+            load(tmp_path, one, override)
+    for override in ("project.projection=joint", "train.baselines=['joint']"):
+        with pytest.raises(ValueError, match=r"'joint' solves a law of tokens .* has one budget"):
             load(tmp_path, one, override)
     named = "train.baselines=[{name='full', weights={a=0.5, b=0.5}}]"
     assert load(tmp_path, one, named).train.baselines[0].weights

@@ -250,7 +250,7 @@ def two_budgets(*, noise, honest, num_large=14):
 
 @pytest.mark.parametrize("honest", [True, False])
 def test_smaller_budgets_are_kept_where_they_help_and_only_there(honest):
-    table = two_budgets(noise=0.03, honest=honest)
+    table = two_budgets(noise=0.005, honest=honest)
     result, kept = estimate_at_largest_budget(table, mean_loss(table), ONE_LAW)
     assert kept == honest
     assert result.facts.num_runs == (44 if kept else 14)
