@@ -1,7 +1,7 @@
 """A primal-dual interior point method for smooth programs of a thousand variables, dense Newton.
 
-From a point strictly inside all inequalities, iterates stay inside the bounds, where gradients may
-be infinite. Each step aims at a complementarity mu that Mehrotra's predictor chooses (Wright,
+From a point strictly inside the linear inequalities, iterates stay inside, so that gradients may be
+infinite on the boundary. Each step aims at a complementarity mu that Mehrotra's predictor chooses (Wright,
 Primal-Dual Interior-Point Methods, 1997), but not below what the dual residual warrants. It is as
 long as it lowers either the merit function
 
@@ -93,7 +93,7 @@ def minimise(
     Args:
         program: objective and nonlinear constraints, twice differentiable inside.
         linear: the other constraints.
-        start_N: strictly inside all inequalities; its `A x` is kept.
+        start_N: strictly inside the linear inequalities; its `A x` is kept.
         enough: given the objective and its possible excess, whether to stop.
     """
     best = point = Problem(program, linear).start(start_N)

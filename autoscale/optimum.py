@@ -26,6 +26,7 @@ from .random_search import Search, sampled_optimum, starts
 Array = NDArray[np.float64]
 
 LIMIT_TOLERANCE = 1e-9  # nats by which limits may be missed: equality would leave no inside
+INWARD = 0.9  # share of the way from a start to the limits
 NAMED_SHARE = 1e-6  # share of the multipliers from which a set is part of a conflict
 DEFAULT_SEARCH = Search()
 
@@ -169,16 +170,16 @@ def _best_of_several(choice: Choice, search: Search) -> Optimum:
 
 def _search_from(choice: Choice, start_K: Array) -> tuple[MixtureProgram, InteriorPoint]:
     """A local optimum, the optimum of a convex surface, from a mixture strictly inside."""
-    start_K = 0.9 * _within_limits(choice, start_K) + (1-0.9)*start_K
+    start_K = _within_limits(choice, start_K)
     program = MixtureProgram(choice)
     return program, minimise(program, program.linear(), program.variables(start_K))
 
 
 def _within_limits(choice: Choice, start_K: Array) -> Array:
-    """A mixture strictly inside the limits, on the way to the one furthest inside.
+    """A start inside the constraints, well away from bounds, and nearly within the limits.
 
     Raises:
-        InfeasibleError: there is none.
+        InfeasibleError: no mixture is within them.
     """
     if choice.excess(start_K) < -LIMIT_TOLERANCE / 4:
         return start_K
@@ -193,12 +194,7 @@ def _within_limits(choice: Choice, start_K: Array) -> Array:
     if choice.excess(weights_K) >= 0:
         multipliers_M = found.multipliers if program.has_level else np.ones(1)
         raise _limits_error(choice, weights_K, multipliers_M)
-    inward_K, share = weights_K, 0.01
-    while True:  # away from bounds, which rounding may have made it touch
-        inward_K = weights_K + share * (choice.feasible.inside - weights_K)
-        if choice.excess(inward_K) <= choice.excess(weights_K) / 2:
-            return inward_K
-        share /= 10
+    return np.asarray(INWARD * weights_K + (1 - INWARD) * start_K)
 
 
 def _limits_error(choice: Choice, weights_K: Array, multipliers_M: Array) -> InfeasibleError:
@@ -227,9 +223,10 @@ def _require_finite(choice: Choice) -> None:
     used_J = choice.objective.and_rows(choice.limits).used
     infinite_J = used_J & ~np.isfinite(surface.losses(feasible.inside))
     if infinite_J.any():
+        sets = _names_where(surface.sets, infinite_J)
         without = _names_where(surface.domains, feasible.inside == 0)
         raise InfeasibleError(
-            f"the loss of {', '.join(map(repr, _names_where(surface.sets, infinite_J)))} is infinite without tokens of "
+            f"the loss of {', '.join(map(repr, sets))} is infinite without tokens of "
             f"{', '.join(map(repr, without))}, whose weight the constraints fix at 0; allow them a "
             "positive weight or leave these validation sets out"
         )

@@ -81,9 +81,9 @@ def relative_interior(A_RK: csr_array, b_R: Array, widths_R: Array) -> Interior:
         rows = vstack([hstack([A_RK, csr_array(room_R[:, None])]), csr_array(-most_room[None])])
         found = _linear_program(most_room, csr_array(rows), np.append(met_R, 1.0), num_domains)
         weights_K, duals_R = found.solution[:-1], found.duals[:-1]
-        newly_R = ~tight_R & (A_RK @ weights_K >= b_R)
-        if -found.value <= LEAST_ROOM:
-            newly_R |= ~tight_R & (duals_R > TOLERANCE * duals_R.max())
+        newly_R = ~tight_R & (duals_R > TOLERANCE * duals_R.max())
+        if -found.value > LEAST_ROOM:
+            newly_R = ~tight_R & (A_RK @ weights_K >= b_R)  # room that rounding takes
         if not newly_R.any():
             return Interior(weights_K, tight_R)
         tight_R = tight_R | newly_R

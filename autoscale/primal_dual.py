@@ -278,7 +278,7 @@ def newton_solver(point: Point) -> Solver:
     def solve(rhs_N: Array, drift: Array, rhs_D: Array) -> tuple[Array, Array]:
         direct_N = cho_solve(factor, rhs_N + (share_D * rhs_D) @ G, check_finite=False)
         missing = both @ direct_N
-        missing[:len(A)] += drift
+        missing[: len(A)] += drift
         missing[len(A) :] -= rhs_D
         multipliers = scale * np.linalg.solve(outer, scale * missing)
         return direct_N - inner @ multipliers, multipliers[len(A) :] / left_D

@@ -16,7 +16,8 @@ from autoscale.run_table import RunTable
 Array = NDArray[np.float64]
 
 SEED = 20261121
-NUM_SUBSETS = 10
+NUM_SUBSETS = 5
+FEW_RUNS = 50  # up to which there are twice as many subsets, as they differ more
 FEW_DRAWS = 2  # where no interval is wanted
 
 
@@ -33,7 +34,8 @@ def fitted_law(table: RunTable, law: str) -> Law:
 
 def subsets(num_runs: int, n: int) -> Iterator[NDArray[np.int64]]:
     """Random subsets of n runs, one where that is all of them."""
-    for seed in range(NUM_SUBSETS if n < num_runs else 1):
+    num_subsets = 1 if n == num_runs else NUM_SUBSETS * (1 + (n <= FEW_RUNS))
+    for seed in range(num_subsets):
         yield np.sort(np.random.default_rng([SEED, n, seed]).permutation(num_runs)[:n])
 
 

@@ -1,7 +1,9 @@
-"""The laws: derivatives, convexity, token floor, recovery, invariances, JSON, messages."""
+"""The laws: derivatives, convexity, token floor, recovery, invariances, JSON, messages, docs."""
 
 import json
+import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -629,3 +631,49 @@ def test_draws_are_asked_for_only_where_there_are_some():
         true_law("eti").predict_draws(simplex_grid(), None, None)
     with pytest.raises(ValueError, match="law 'eti' was fitted without bootstrap draws"):
         true_law("eti").surface(None, None, draw=0)
+
+
+# Docs
+
+
+def as_written(prior, *, of=""):
+    """A prior as the docs have it: `log .3 ± .7`, or `log(.5 min L) ± 1` of a share of the loss."""
+    (mean, sd), logarithm = prior, of != "itself"
+    number = f"{np.exp(mean) if logarithm else mean:.2g}"
+    number, width = (re.sub(r"^0(?=\.)", "", text) for text in (number, f"{sd:.2g}"))
+    if of == "min L":
+        return f"log({number} min L) ± {width}"
+    return f"{'log ' * logarithm}{number} ± {width}"
+
+
+def priors(law):
+    """Means and standard deviations by name, of a set whose own domain is the first."""
+    frame = Frame(TERMS[law], LARGE_FORM)
+    mean, sd = frame.prior(np.ones(1), np.zeros(1, np.int64), K)
+    return dict(zip(frame.parameter_names(DOMAINS), zip(mean[0], sd[0], strict=True), strict=True))
+
+
+def test_the_docs_have_the_priors_of_the_code():
+    path = Path(__file__).parents[2] / "autoscale/laws/README.md"
+    text = path.read_text(encoding="utf-8").replace("\N{MINUS SIGN}", "-")
+    rows = dict(re.findall(r"^\| (\w)[^|]*? \| ([^|]+?) \|$", text, flags=re.MULTILINE))
+    eti, etk, log_linear = map(priors, ("eti", "etk", "log_linear"))
+    for row, written in (
+        ("E", as_written(eti["log_irreducible"], of="min L")),
+        ("A", as_written(eti["log_amplitude"], of="itself")),
+        ("g", as_written(eti["log_exponent"])),
+        ("k", as_written(eti["power_logit"], of="itself")),
+        ("k", f"offsets ± {as_written(eti['power_logit_offset/web'], of='itself')[4:]} a domain"),
+        ("k", as_written(etk["power_logit"], of="itself")),
+        ("t", f"own domain {as_written(eti['log_transfer/web'], of='itself')}"),
+        ("t", f"others {as_written(eti['log_transfer/code'], of='itself')}"),
+        ("b", as_written(eti["log_token_exponent"])),
+        ("b", as_written(log_linear["log_token_exponent"])),
+        ("B", as_written(eti["log_added_token_amplitude"], of="min L")),
+        ("B", as_written(eti["log_added_token_exponent"])),
+        ("B", as_written(eti["added_token_size_exponent"], of="itself")),
+        ("h", as_written(eti["log_size_exponent"])),
+        ("K", as_written(eti["log_added_size_amplitude"], of="min L")),
+        ("K", as_written(eti["log_added_size_exponent"])),
+    ):
+        assert written in rows[row], (row, written)

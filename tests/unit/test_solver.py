@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoscale.constraints import InfeasibleError, project_onto_bounds
+from autoscale.constraints import InfeasibleError, project_onto_bounds, weight_bounds
 from autoscale.mixture import Mixture
 from autoscale.scaling_law import PowerLaw
 from autoscale.solver import Solution, solve_mixture
