@@ -1,9 +1,9 @@
 """A primal-dual interior point method for smooth programs of a thousand variables, dense Newton.
 
 From a point strictly inside the linear inequalities, iterates stay inside, so that gradients may be
-infinite on the boundary. Each step aims at a complementarity mu that Mehrotra's predictor chooses (Wright,
-Primal-Dual Interior-Point Methods, 1997), but not below what the dual residual warrants. It is as
-long as it lowers either the merit function
+infinite on the boundary. Each step aims at a complementarity mu that Mehrotra's predictor chooses
+(Wright, Primal-Dual Interior-Point Methods, 1997), but not below what the dual residual warrants.
+It is as long as it lowers either the merit function
 
     f - mu sum log s + penalty sum |c + s|
 
@@ -151,7 +151,7 @@ def _step(point: Point, centering: float) -> Point | None:
     s = point.s + _longest(point.s, ahead.s) * ahead.s
     z = point.z + _longest(point.z, ahead.z) * ahead.z
     mu = mean * min(max((float(s @ z) / count / mean) ** 3, centering), 1.0)
-    mu = max(mu, RESIDUAL_SHARE * point.lack / count, 0.01 * TOLERANCE * point.unit / count)
+    mu = max(mu, min(RESIDUAL_SHARE * point.lack / count, mean), 0.01 * TOLERANCE * point.unit / count)
     return _search_line(point, point.direction(solve, mu), mu=mu, solve=solve)
 
 

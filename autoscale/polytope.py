@@ -19,7 +19,6 @@ Array = NDArray[np.float64]
 Mask = NDArray[np.bool_]
 
 TOLERANCE = 1e-9  # in weight
-LEAST_ROOM = 1e-8  # share of a row's width below which there is no room: rounding of the programs
 LP_TOLERANCE = 1e-10  # the least that HiGHS takes
 
 
@@ -82,7 +81,7 @@ def relative_interior(A_RK: csr_array, b_R: Array, widths_R: Array) -> Interior:
         found = _linear_program(most_room, csr_array(rows), np.append(met_R, 1.0), num_domains)
         weights_K, duals_R = found.solution[:-1], found.duals[:-1]
         newly_R = ~tight_R & (duals_R > TOLERANCE * duals_R.max())
-        if -found.value > LEAST_ROOM:
+        if (-found.value * widths_R[newly_R]).max(initial=0.0) > TOLERANCE:
             newly_R = ~tight_R & (A_RK @ weights_K >= b_R)  # room that rounding takes
         if not newly_R.any():
             return Interior(weights_K, tight_R)

@@ -1,11 +1,13 @@
-"""Laws with known parameters, and tables of runs that obey them, for the tests of the laws."""
+"""Laws with known parameters, runs that obey them, and finite differences: to test laws with."""
 
 import numpy as np
+import pytest
 
 from autoscale.laws.fitted_law import FittedLaw
 from autoscale.laws.fitter import Units, make_inputs, own_domains
 from autoscale.laws.frame import Form, Frame
 from autoscale.laws.mixture_term import Prior
+from autoscale.laws.repetition import Repetition
 from autoscale.laws.terms import TERMS
 from autoscale.run_table import RunTable
 
@@ -16,6 +18,13 @@ UNITS = Units(tokens=2e7, parameters=1e6)
 BUDGETS = (1e7, 2e7, 4e7)
 SIZES = (5e5, 1e6, 2e6)
 LEAST_LOSS = 2.0
+SCARCE = Repetition(rate=3.0, unique_tokens=np.array([0.2, 1, 5, 20, 100]) * 1e6)
+REPETITIONS = {"fresh": None, "repeated": SCARCE}
+LARGE_FORM = Form(tokens="both", size="both")
+ACROSS = np.eye(NUM_DOMAINS) - 1 / NUM_DOMAINS  # changes of weights that leave their sum alone
+
+every_law = pytest.mark.parametrize("law", TERMS)
+with_and_without_repetition = pytest.mark.parametrize("repetition", REPETITIONS)
 
 
 def sets_of(law):
@@ -82,3 +91,17 @@ def runs_of(law, num_runs, *, noise=0.0, seed=0, budgets=None, sizes=None, conce
 def simplex_grid():
     """Spread mixtures in the interior of the simplex, to compare laws on."""
     return mixtures(200, seed=99, concentration=2.0)
+
+
+def by_difference(function, point, step=1e-6):
+    """Central differences of a function of a vector, the vector's axis last."""
+    axes = np.eye(len(point))
+    return np.stack(
+        [(function(point + step * e) - function(point - step * e)) / (2 * step) for e in axes],
+        axis=-1,
+    )
+
+
+def assert_close(found, expected, relative=2e-6):
+    """Equal up to a share of the largest number: differences are that exact and no better."""
+    np.testing.assert_allclose(found, expected, rtol=0, atol=relative * np.abs(expected).max())
