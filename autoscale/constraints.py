@@ -113,6 +113,7 @@ class Constraints:
         """All inequalities but those that no mixture violates."""
         num_domains = len(self.domains)
         names = [f"domain {name!r}" for name in self.domains]
+        bounds: list[tuple[str, tuple[int, ...], float, float]]
         bounds = [(name, (i,), self.lower[i], self.upper[i]) for i, name in enumerate(names)]
         column = {name: i for i, name in enumerate(self.domains)}
         for group in self.groups:

@@ -24,6 +24,7 @@ from scipy.special import ndtr, ndtri
 
 from .constraints import Constraints
 from .decision import SURE, mixture_objective
+from .estimate import CONFIDENCE
 from .laws.fitted_law import FittedLaw
 from .laws.fitter import Fitter, Units, own_domains
 from .laws.frame import Form, Frame
@@ -34,7 +35,6 @@ from .mixture_objective import LossSurface
 from .objective import Objective
 from .optimum import optimise
 from .run_table import RunTable
-from .estimate import CONFIDENCE
 
 Array = NDArray[np.float64]
 

@@ -16,7 +16,7 @@ inequalities and H for the Hessian of f + z . c, a step toward complementarity s
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,7 +81,7 @@ class Problem:
         self.above = np.flatnonzero(np.isfinite(linear.upper))
         self.num_bounds = len(self.below) + len(self.above)
 
-    def split(self, values_I: Array) -> list[Array]:
+    def split(self, values_I: NDArray[Any]) -> list[NDArray[Any]]:
         """What belongs to lower bounds, upper bounds, rows and c."""
         num_rows = len(self.linear.limits)
         return np.split(values_I, [len(self.below), self.num_bounds, self.num_bounds + num_rows])
@@ -173,8 +173,9 @@ class Point:
     def along_equalities(self, gradient_N: Array) -> tuple[Array, Array]:
         """The y for which `gradient + A^T y` is smallest where there is room, and that sum."""
         A = self.problem.linear.equalities
-        y = np.linalg.lstsq((A * self.room).T, -gradient_N * self.room, rcond=None)[0]
-        return y, gradient_N + y @ A
+        least = np.linalg.lstsq((A * self.room).T, -gradient_N * self.room, rcond=None)[0]
+        y = np.asarray(least, dtype=np.float64)
+        return y, np.asarray(gradient_N + y @ A)
 
     @cached_property
     def lagrangian(self) -> tuple[Array, Array]:

@@ -106,7 +106,10 @@ def test_a_dumped_config_is_the_same_when_read_again(tmp_path):
             "fit.amplitude=free",
             "'free' belongs to law 'autoscale', fit.law is 'auto'; use law 'sep",
         ),
-        ("fit.repetition=-1", "fit.repetition: .*'none', 'auto' or 'fit'.*greater than 0; found -1"),
+        (
+            "fit.repetition=-1",
+            "fit.repetition: .*'none', 'auto' or 'fit'.*greater than 0; found -1",
+        ),
         ("solve.prior={mixture='uniform'}", "solve.prior.strength: is missing"),
         ("solve.prior={strength=0}", "greater than 0"),
         ("solve.no_harm=-0.1", "greater than or equal to 0"),

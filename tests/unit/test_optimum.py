@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from scipy.optimize import LinearConstraint, minimize
-from tests.unit.synthetic_runs import true_law
 
 from autoscale.constraints import Constraints, Group, InfeasibleError
 from autoscale.laws.fitted_law import FittedLaw
@@ -14,6 +13,7 @@ from autoscale.mixture import Mixture
 from autoscale.mixture_objective import Pull, WeightedSum, Worst
 from autoscale.optimum import optimise
 from autoscale.random_search import Search
+from tests.unit.synthetic_runs import true_law
 
 
 def law_of(num_domains, *, name="eti", num_sets=None, seed=0):
