@@ -151,7 +151,8 @@ def _step(point: Point, centering: float) -> Point | None:
     s = point.s + _longest(point.s, ahead.s) * ahead.s
     z = point.z + _longest(point.z, ahead.z) * ahead.z
     mu = mean * min(max((float(s @ z) / count / mean) ** 3, centering), 1.0)
-    mu = max(mu, min(RESIDUAL_SHARE * point.lack / count, 10 * mean), 0.01 * TOLERANCE * point.unit / count)
+    most = min(RESIDUAL_SHARE * point.lack / count, mean)
+    mu = max(mu, most, 0.01 * TOLERANCE * point.unit / count)
     return _search_line(point, point.direction(solve, mu), mu=mu, solve=solve)
 
 
