@@ -92,6 +92,8 @@ class Constraints:
     groups: tuple[Group, ...] = ()
 
     def __post_init__(self) -> None:
+        for field in ("lower", "upper"):
+            object.__setattr__(self, field, np.array(getattr(self, field), dtype=np.float64))
         names = [group.name for group in self.groups]
         for group in self.groups:
             if names.count(group.name) > 1:

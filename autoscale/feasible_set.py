@@ -160,7 +160,7 @@ def least_linear(gradient_K: Array, lower_K: Array, upper_K: Array) -> Array:
     best_K = lower_K.copy()
     left = 1 - lower_K.sum()
     for i in np.argsort(gradient_K).tolist():
-        added = min(upper_K[i] - lower_K[i], max(left, 0.0))
-        best_K[i] += added
-        left -= added
+        room = upper_K[i] - lower_K[i]
+        best_K[i] = upper_K[i] if room <= left else lower_K[i] + max(left, 0.0)
+        left -= room
     return best_K

@@ -48,7 +48,10 @@ class LossSurface(Protocol):
         """d loss / d weight, shape (J, K); any number in columns of weight 0."""
 
     def hessian(self, weights_K: Array, multipliers_J: Array) -> Array:
-        """`sum_j multiplier_j Hess L_j`, a new array of shape (K, K)."""
+        """`sum_j multiplier_j Hess L_j`, a new array of shape (K, K).
+
+        A set of multiplier 0 adds nothing, even where its loss is infinite.
+        """
 
 
 class LossRows(NamedTuple):

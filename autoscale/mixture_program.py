@@ -48,7 +48,7 @@ class Choice:
 
     def values(self, weights: Array) -> Array:
         """The objective, pull included, of mixtures of shape (..., K); shape (...)."""
-        with np.errstate(all="ignore"):  # laws may be infinite at weight 0
+        with np.errstate(all="ignore"):
             rows = self.objective.values(self.surface.losses(weights)).max(axis=-1)
             return np.asarray(rows if self.pull is None else rows + self.pull.values(weights))
 
@@ -60,7 +60,11 @@ class Choice:
 
 
 class MixtureProgram:
-    """A choice over at least one free domain; see `interior_point.Program`."""
+    """A choice over at least one free domain; see `primal_dual.Program`.
+
+    Laws may be infinite where a weight is 0, fixed there or at the end of a step: no floating point
+    errors are raised here.
+    """
 
     def __init__(self, choice: Choice) -> None:
         self.choice = choice
@@ -101,9 +105,7 @@ class MixtureProgram:
             limits=feasible.limits - feasible.rows @ self.weights(np.zeros(len(free))),
         )
 
-    @np.errstate(
-        all="ignore"
-    )  # laws may be infinite at the end of a step, or at fixed weights of 0
+    @np.errstate(all="ignore")
     def values(self, x_N: Array) -> Array:
         weights_K = self.weights(x_N)
         values = self.rows.values(self.choice.surface.losses(weights_K))

@@ -121,7 +121,8 @@ def solve(choice: Choice, search: Search) -> Optimum:
     inside_K = choice.feasible.inside
     if not choice.feasible.free.any():
         if choice.excess(inside_K) > 0:
-            raise _limits_error(choice, inside_K, np.ones(len(choice.limits.offsets)))
+            multipliers_M = np.ones(len(choice.limits.offsets))
+            raise _limits_error(choice, inside_K, multipliers_M, proven=True)
         message = "the constraints leave a single mixture"
         return _optimum(choice, inside_K, gap=0.0, num_iterations=0, message=message)
     if not choice.surface.differentiable:
@@ -146,17 +147,16 @@ def solve(choice: Choice, search: Search) -> Optimum:
 
 def _best_of_several(choice: Choice, search: Search) -> Optimum:
     """The best local optimum from several starts."""
-    found = []
-    refused: InfeasibleError | None = None
+    found, refused = [], []
     for start_K in starts(choice, search):
         try:
             program, point = _search_from(choice, start_K)
         except InfeasibleError as error:
-            refused = error
-            continue
-        found.append((program.settled(point), point.num_iterations))
+            refused.append(error)
+        else:
+            found.append((program.settled(point), point.num_iterations))
     if not found:
-        raise refused if refused is not None else AssertionError("a search has no start")
+        raise refused[-1]
     best_K = min((weights_K for weights_K, _ in found), key=lambda w: float(choice.values(w)))
     return _optimum(
         choice,
@@ -193,11 +193,14 @@ def _within_limits(choice: Choice, start_K: Array) -> Array:
     weights_K = program.weights(found.x)
     if choice.excess(weights_K) >= 0:
         multipliers_M = found.multipliers if program.has_level else np.ones(1)
-        raise _limits_error(choice, weights_K, multipliers_M)
+        proven = choice.surface.convex and program.lower_bound(found) > 0
+        raise _limits_error(choice, weights_K, multipliers_M, proven=proven)
     return np.asarray(INWARD * weights_K + (1 - INWARD) * start_K)
 
 
-def _limits_error(choice: Choice, weights_K: Array, multipliers_M: Array) -> InfeasibleError:
+def _limits_error(
+    choice: Choice, weights_K: Array, multipliers_M: Array, *, proven: bool
+) -> InfeasibleError:
     """Which limits contradict each other: those with a multiplier where all are missed least."""
     sets, limits = choice.surface.sets, choice.limits
     missed = float(choice.excess(weights_K)) + LIMIT_TOLERANCE
@@ -208,7 +211,7 @@ def _limits_error(choice: Choice, weights_K: Array, multipliers_M: Array) -> Inf
         )
         if multiplier > NAMED_SHARE * multipliers_M.max()
     ]
-    found = "no mixture within the constraints" if choice.surface.convex else "no mixture found"
+    found = "no mixture within the constraints" if proven else "no mixture found"
     return InfeasibleError(
         f"{found} keeps the losses within the limits of {', '.join(named)}: the one that comes "
         f"nearest misses by {missed:.3g} nats; raise these limits by {round_up(missed):g}, or "

@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .constraints import InfeasibleError, check_bounds
-from .constraints import project_onto_bounds as project_onto_bounds
 from .feasible_set import least_linear
 from .mixture import Mixture
 from .scaling_law import PowerLaw

@@ -23,6 +23,8 @@ from law_simulation import simulation
 from law_speed import speed
 from law_t61 import t61
 
+from autoscale.provenance import commit
+
 Section = Callable[[Path], Iterator[str]]
 
 SECTIONS: dict[str, tuple[str, Section]] = {
@@ -33,7 +35,14 @@ SECTIONS: dict[str, tuple[str, Section]] = {
     "speed": ("Speed", speed),
     "simulation": ("Simulation: regret of decisions", simulation),
 }
-TITLE = "# Mixture laws: figures\n\nWritten by `python benchmarks/laws.py ../shared/tables`.\n"
+TITLE = """# Mixture laws: figures on public tables and in simulation
+
+Written by `python benchmarks/laws.py ../shared/tables`. Goals were set before the laws were made.
+RegMix and T61 were looked at meanwhile (priors, forms, what `auto` may choose), so that their
+figures are of development; subsets and draws are of seeds that were not. Losses are in nats a
+token. Not shown: models above 1.2B parameters, bits per byte, tables of other makers, and a target
+run on a mixture chosen here.
+"""
 PACKAGES = ("numpy", "scipy", "lightgbm")
 
 
@@ -63,10 +72,12 @@ def main() -> None:
 
 
 def _circumstances() -> str:
-    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    code, _, changes = (commit() or "unknown").partition("+")
+    libraries = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     return (
-        f"{date.today()}, seed {SEED}, Python {platform.python_version()}, {packages}, "
-        f"{os.cpu_count()} cores ({platform.machine()}), one thread"
+        f"{date.today()}, commit {code[:7]}{' with changes' * bool(changes)}, seed {SEED}, Python "
+        f"{platform.python_version()}, {libraries}, {os.cpu_count()} cores ({platform.machine()}), "
+        "one thread"
     )
 
 

@@ -1,4 +1,4 @@
-"""The solver: official optimum, optimality conditions, certificates, bounds and their messages."""
+"""The published law's solver: official optimum, optimality conditions, certificates, messages."""
 
 import json
 from pathlib import Path
@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoscale.constraints import InfeasibleError, project_onto_bounds, weight_bounds
+from autoscale.constraints import InfeasibleError, project_onto_bounds
 from autoscale.mixture import Mixture
 from autoscale.scaling_law import PowerLaw
 from autoscale.solver import Solution, solve_mixture
+from tests.unit.solver_problems import random_bounds
 
 OFFICIAL = json.loads((Path(__file__).parents[1] / "fixtures/autoscale_official.json").read_text())
 
@@ -30,15 +31,6 @@ def random_problem(seed: int, num_domains: int) -> tuple[list[PowerLaw], Mixture
         for name in names
     ]
     return laws, Mixture.from_array(names, rng.uniform(0.2, 1, num_domains))
-
-
-def random_bounds(seed: int, num_domains: int) -> tuple[np.ndarray, np.ndarray]:
-    """Feasible bounds around a random mixture, some of them tight."""
-    rng = np.random.default_rng(seed)
-    inside = rng.dirichlet(np.full(num_domains, 0.5))
-    lower = inside * rng.choice([0, 0.5, 1], num_domains)
-    upper = np.minimum(inside + rng.choice([0.0, 0.1, 1.0], num_domains) + 1e-3, 1)
-    return lower, upper
 
 
 def multiples(weights: np.ndarray, reference: Mixture, ratio: float) -> np.ndarray:
@@ -137,106 +129,6 @@ def test_flat_laws_fall_to_their_minimum() -> None:
         laws, Mixture.uniform(["useful", "flat"]), lower=np.full(2, 0.1), upper=np.ones(2)
     )
     assert solution.mixture.weights == pytest.approx((0.9, 0.1)) and solution.at_lower == ("flat",)
-
-
-@settings(max_examples=150, deadline=None)
-@given(seed=st.integers(0, 10**6), num_domains=st.integers(1, 12))
-def test_projection_onto_bounds(seed: int, num_domains: int) -> None:
-    """Feasible, proportional where free, idempotent, and nearer than random feasible mixtures."""
-    rng = np.random.default_rng(seed)
-    lower, upper = random_bounds(seed, num_domains)
-    names = [f"d{i}" for i in range(num_domains)]
-    given_K = rng.dirichlet(np.full(num_domains, 0.7)) + 1e-9
-    bounds = {"domains": names, "lower": lower, "upper": upper}
-    found = project_onto_bounds(given_K, **bounds)
-    assert found.sum() == pytest.approx(1, abs=1e-14)
-    assert (found >= lower).all() and (found <= upper).all()
-    free = (found > lower) & (found < upper)
-    if free.any():
-        scale = (found / given_K)[free]
-        np.testing.assert_allclose(scale, scale[0], rtol=1e-10)
-        low, high = (found <= lower) & ~free, (found >= upper) & (upper > lower)
-        assert (given_K[low] * scale[0] <= lower[low] * (1 + 1e-10)).all()
-        assert (given_K[high] * scale[0] >= upper[high] * (1 - 1e-10)).all()
-    np.testing.assert_allclose(project_onto_bounds(found, **bounds), found, atol=1e-14)
-
-
-def test_projection_onto_bounds_of_weights_within_and_of_zeros() -> None:
-    names = ["a", "b", "c"]
-    inside = np.array([0.5, 0.3, 0.2])
-    same = project_onto_bounds(inside, domains=names, lower=np.zeros(3), upper=np.ones(3))
-    assert (same == inside).all()
-    zero = np.array([1.0, 0, 0])
-    capped = project_onto_bounds(zero, domains=names, lower=np.zeros(3), upper=[0.6, 1, 1])
-    np.testing.assert_allclose(capped, [0.6, 0.2, 0.2])
-    raised = project_onto_bounds(zero, domains=names, lower=[0, 0.1, 0], upper=np.ones(3))
-    np.testing.assert_allclose(raised, [0.9, 0.1, 0])
-
-
-def test_weight_bounds() -> None:
-    lower, upper = weight_bounds(
-        ["a", "b"],
-        minimum=[0.1, 0],
-        maximum=1.0,
-        available_tokens=[10, 1000],
-        token_budget=100,
-        max_epochs=4,
-    )
-    assert lower.tolist() == [0.1, 0] and upper.tolist() == [0.4, 1]
-    _, upper = weight_bounds(
-        ["a", "b"],
-        minimum=0,
-        maximum=[0.3, 1],
-        available_tokens=[1, 1],
-        token_budget=100,
-        max_epochs=None,
-    )
-    assert upper.tolist() == [0.3, 1]
-
-
-def bounds_for(**changes) -> tuple[np.ndarray, np.ndarray]:
-    arguments = {
-        "minimum": 0,
-        "maximum": 1,
-        "available_tokens": [2_100_000_000, 4_000_000_000],
-        "token_budget": 10_000_000_000,
-        "max_epochs": 1,
-    }
-    return weight_bounds(["arxiv", "books"], **(arguments | changes))
-
-
-def test_infeasible_bounds_are_explained() -> None:
-    with pytest.raises(
-        InfeasibleError,
-        match=r"'arxiv' has 2.1B tokens but its minimum weight 0.3 at 10B needs 3B, and "
-        r"max_epochs is 1; raise max_epochs to 1.43 or lower the minimum",
-    ):
-        bounds_for(minimum=[0.3, 0])
-    with pytest.raises(InfeasibleError, match=r"'arxiv' has 0 tokens .*; lower the minimum or"):
-        bounds_for(minimum=[0.3, 0], available_tokens=[0, 10**11])
-    with pytest.raises(
-        InfeasibleError,
-        match=r"supply at most 6.1B of the 10B tokens \(arxiv 2.1B, books 4B\); raise max_epochs "
-        r"to 1.64, lower the token budget or prepare more text",
-    ):
-        bounds_for()
-    assert bounds_for(max_epochs=1.64)[1].sum() >= 1
-    with pytest.raises(InfeasibleError, match="raise the maximum weights of the domains that have"):
-        bounds_for(maximum=[1, 0.5], available_tokens=[0, 10**11])
-    with pytest.raises(InfeasibleError, match=r"'books' has minimum weight 0.5 above its maximum"):
-        bounds_for(minimum=[0, 0.5], maximum=[1, 0.2])
-    with pytest.raises(InfeasibleError, match=r"minimum weights sum to 1.2, above 1; lower some"):
-        bounds_for(minimum=0.6)
-    with pytest.raises(
-        InfeasibleError, match=r"maximum weights sum to 0.7, below 1; raise some of"
-    ):
-        bounds_for(maximum=[0.5, 0.2])
-    with pytest.raises(
-        InfeasibleError, match=r"minimum weight of domain 'arxiv' is -0.1; expected"
-    ):
-        bounds_for(minimum=[-0.1, 0])
-    with pytest.raises(InfeasibleError, match=r"minimum weights have shape \(3,\); expected one"):
-        project_onto_bounds([1, 1], domains=["a", "b"], lower=[0, 0, 0], upper=[1, 1])
 
 
 def test_solver_errors() -> None:
