@@ -27,7 +27,7 @@ from autoscale.run_table import RunTable
 from autoscale.uncertainty import Decision
 
 SEED = 20261121
-NUM_TRUTHS = 40
+NUM_TRUTHS = 20
 DOMAINS = tuple("abcdefg")
 SETTINGS = ((15, 0.005), (15, 0.02), (30, 0.005), (30, 0.02), (60, 0.005), (60, 0.02))
 NEAR = 1e-3  # weight
