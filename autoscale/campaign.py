@@ -3,6 +3,10 @@
 The ranks form groups of `ranks_per_run`. A group that is free takes the next run from a counter in
 the job's store, so no rank waits for a slower one. Which runs are left is decided on rank 0 from
 the run folders alone; what a run gave is in its folder when the campaign returns.
+
+Other jobs may work on the same folder. A group claims a run before it trains it (`claims.py`) and
+passes over those that others hold; when no other is left it looks at these again, since their
+owners may have finished or died.
 """
 
 import json
@@ -14,6 +18,7 @@ from dataclasses import asdict, dataclass
 
 import torch.distributed as dist
 
+from .claims import Claim, Claims
 from .distributed import Job, free_port
 from .execution import Execution, Progress
 from .runs import RunFailure, RunSpec, RunStore
@@ -29,6 +34,7 @@ from .worker import (
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
+_LOOK_AGAIN_SECONDS = 2.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +71,12 @@ class Task:
 
 
 class Campaign:
-    """Runs `tasks` on the ranks of `job`; every rank makes one and calls `run`."""
+    """Runs `tasks` on the ranks of `job`; every rank makes one and calls `run`.
+
+    Args:
+        wait: stay until the runs that other jobs hold are done too, and take over those whose owner
+            dies; else leave them to these jobs.
+    """
 
     def __init__(
         self,
@@ -75,13 +86,17 @@ class Campaign:
         stage: str,
         ranks_per_run: int,
         observer: Observer,
+        wait: bool,
     ) -> None:
         self._job, self._store, self._stage = job, store, stage
+        self._wait = wait
+        self._claims = Claims()
         self._ranks_per_run = ranks_per_run
         self._observer = observer
         self._num_groups = job.world_size // ranks_per_run
         self._group, self._rank_in_group = divmod(job.rank, ranks_per_run)
         self._tasks: Sequence[Task] = ()
+        self._claim: Claim | None = None
         self._worker = Worker(fork=os.environ.get("DS_ACCELERATOR") == "cpu")
         idle = job.world_size - self._num_groups * ranks_per_run
         if idle and job.is_root:
@@ -123,21 +138,69 @@ class Campaign:
             if taken is None:
                 return
             index, master = taken
-            self._train(self._tasks[index], master, turn)
+            try:
+                self._train(self._tasks[index], master, turn)
+            finally:
+                if self._claim is not None:
+                    self._claim.release()
+                    self._claim = None
             if self._rank_in_group == 0:
-                self._job.store.add(f"{self._prefix}/done", 1)
+                self._count_done(index)
             turn += 1
 
     def _take_next(self, turn: int) -> tuple[int, str] | None:
         """The group's next task and the address of its first rank, agreed in the group."""
         key = f"{self._prefix}/group{self._group}/{turn}"
         if self._rank_in_group == 0:
-            index = int(self._job.store.add(f"{self._prefix}/next", 1)) - 1
-            stop = index >= len(self._tasks) or self._read("mistake") is not None
+            index = self._claim_next()
             master = f"{self._job.address}:{free_port()}"
-            self._job.store.set(key, json.dumps(None if stop else [index, master]))
+            self._job.store.set(key, json.dumps(None if index is None else [index, master]))
         taken = json.loads(self._job.store.get(key))
         return None if taken is None else (int(taken[0]), str(taken[1]))
+
+    def _claim_next(self) -> int | None:
+        """The next task that nobody trains, now claimed by this rank; None when none is left."""
+        while self._read("mistake") is None:
+            index = int(self._job.store.add(f"{self._prefix}/next", 1)) - 1
+            if index >= len(self._tasks):
+                return self._claim_left()
+            if self._try_to_claim(index):
+                return index
+        return None
+
+    def _claim_left(self) -> int | None:
+        """One of the runs that others held, once its owner gave it up or died."""
+        while self._read("mistake") is None:
+            left = [
+                index
+                for index, task in enumerate(self._tasks)
+                if self._store.status(task.spec) in ("waiting", "interrupted")
+            ]
+            for index in left:
+                if self._try_to_claim(index):
+                    return index
+            for index in set(range(len(self._tasks))) - set(left):
+                self._count_done(index)
+            if not (left and self._wait):
+                return None
+            self._observe()
+            time.sleep(_LOOK_AGAIN_SECONDS)
+        return None
+
+    def _try_to_claim(self, index: int) -> bool:
+        spec = self._tasks[index].spec
+        if self._store.status(spec) == "finished":  # by another job, since this one began
+            self._count_done(index)
+            return False
+        self._claim = self._claims.take(self._store.folder(spec))
+        if self._claim is not None and self._store.status(spec) == "finished":
+            self._claim.release()  # it was finished between the two looks
+            self._claim = None
+        return self._claim is not None
+
+    def _count_done(self, index: int) -> None:
+        if self._job.store.add(f"{self._prefix}/counted/{index}", 1) == 1:
+            self._job.store.add(f"{self._prefix}/done", 1)
 
     def _train(self, task: Task, master: str, turn: int) -> None:
         """This rank's part of one run, until it ends or fails on any rank of the group."""
@@ -159,6 +222,10 @@ class Campaign:
             while not child.poll(_POLL_SECONDS):
                 # A rank that lost its peer may wait for it until a time-out: end it now.
                 if self._ranks_per_run > 1 and self._read_text(error_key) is not None:
+                    break
+                if self._claim is not None and self._claim.lost:
+                    lost = "another job took the run over: this one gave no sign of life for long"
+                    child.error = ChildError(message=lost, user_mistake=False)
                     break
                 if leads:
                     self._publish(task, child)
@@ -183,7 +250,7 @@ class Campaign:
             self._job.store.add(f"{self._prefix}/tokens", task.spec.total_tokens)
         elif error is not None and error.user_mistake:
             self._job.store.set(f"{self._prefix}/mistake", json.dumps(error.message))
-        elif status != "failed":
+        elif status != "failed" and not (self._claim is not None and self._claim.lost):
             cause = error.message if error else "it ended without a result"
             folder = self._store.folder(task.spec)
             message = f"{cause}; see log-rank*.txt in {folder}"

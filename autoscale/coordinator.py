@@ -11,6 +11,7 @@ from pathlib import Path
 
 from . import stages
 from .campaign import Campaign, Observer, Task, unobserved
+from .claims import read_claim
 from .config import ExperimentConfig
 from .distributed import Job
 from .execution import micro_batch_size
@@ -76,12 +77,16 @@ def probe(
     observer: Observer = unobserved,
     only: Sequence[str] = (),
     resume: bool = True,
+    wait: bool = False,
 ) -> None:
     """Do the probe runs that are left, side by side over the ranks.
+
+    Any number of jobs may do so at once on one output folder: each run is trained by one of them.
 
     Args:
         only: run ids or labels; by default all.
         resume: continue interrupted runs from their checkpoints, else from their first step.
+        wait: return only when the runs that other jobs train are done as well.
     """
     experiment = open_experiment(job, config, ["probe"])
     planned = [planned.spec for planned in experiment.probes()]
@@ -90,7 +95,7 @@ def probe(
         Task(spec=spec, execution=experiment.execution(spec, export=False))
         for spec in (planned[index] for index in chosen)
     ]
-    _run_tasks(job, experiment, "probe", tasks, observer, resume=resume)
+    _run_tasks(job, experiment, "probe", tasks, observer, resume=resume, wait=wait)
 
 
 def train(
@@ -121,7 +126,7 @@ def train(
         )
         for target in experiment.targets(mixtures)
     ]
-    _run_tasks(job, experiment, "train", tasks, observer, resume=resume)
+    _run_tasks(job, experiment, "train", tasks, observer, resume=resume, wait=True)
     job.from_root(lambda: _require_trained([task.spec for task in tasks], experiment))
 
 
@@ -144,7 +149,7 @@ def run(
         job.from_root(lambda: str(prepare(config)))
     open_experiment(job, config, ["probe", "train"])
     job.from_root(lambda: str(stages.plan(config)))
-    probe(job, config, observer=observer, resume=resume)
+    probe(job, config, observer=observer, resume=resume, wait=True)
     job.from_root(lambda: [str(stages.fit(config)), str(stages.project(config))])
     train(job, config, observer=observer, resume=resume)
     return Path(job.from_root(lambda: str(report(config))))
@@ -158,6 +163,7 @@ def _run_tasks(
     observer: Observer,
     *,
     resume: bool,
+    wait: bool,
 ) -> None:
     job.from_root(lambda: _record(experiment, tasks, resume=resume))
     campaign = Campaign(
@@ -166,6 +172,7 @@ def _run_tasks(
         stage=stage,
         ranks_per_run=ranks_per_run(experiment.config, stage, job.world_size),
         observer=observer,
+        wait=wait,
     )
     campaign.run(tasks)
 
@@ -177,7 +184,19 @@ def _record(experiment: Experiment, tasks: Sequence[Task], *, resume: bool) -> N
     write_json(Path(config.output_dir) / "config.json", "config", content)
     if not resume:
         for task in tasks:
+            _require_unclaimed(experiment.store.folder(task.spec))
+        for task in tasks:
             experiment.store.forget_progress(task.spec)
+
+
+def _require_unclaimed(folder: Path) -> None:
+    """Refuse to delete what another job is training."""
+    claim = read_claim(folder)
+    if claim is not None and not claim.released and not claim.owner.is_gone():
+        raise ValueError(
+            f"--no-resume would delete {folder}, which {claim.owner} is training; end that job "
+            "first, or leave --no-resume out (should it be gone for good, delete the folder)"
+        )
 
 
 def _select(specs: Sequence[RunSpec], only: Sequence[str]) -> list[int]:
