@@ -8,11 +8,14 @@ INSTALLED := $(VENV)/.installed
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo lint format test clean
+CLUSTER_PACKAGES := slurm-wlm munge pdsh openssh-server openssh-client iproute2
+
+.PHONY: help install demo lint format test test-cluster clean
 
 help:
 	@echo "make demo     the whole method on text of this installation, 2 ranks, about 5 minutes"
 	@echo "make test     linters, types and all tests"
+	@echo "make test-cluster  launchers on real hosts in network namespaces and a real Slurm; root, apt"
 	@echo "make lint     linters and types only"
 	@echo "make format   rewrite the code in the project's format"
 	@echo "make install  create .venv with AutoScale and its test tools"
@@ -43,6 +46,17 @@ format: $(INSTALLED)
 
 test: lint
 	python -m pytest
+
+# Debian's packages are installed when one of their programs is missing.
+test-cluster: $(INSTALLED)
+	@for program in slurmctld slurmd sbatch munged pdsh sshd ssh ip; do \
+	    PATH="$$PATH:/usr/sbin:/sbin" command -v $$program > /dev/null || missing=1; \
+	done; \
+	if [ -n "$$missing" ]; then \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+	        apt-get install -y -qq --no-install-recommends $(CLUSTER_PACKAGES); \
+	fi
+	python -m pytest -m cluster tests/cluster
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build autoscale.egg-info

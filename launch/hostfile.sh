@@ -21,5 +21,15 @@ trap 'rm -f "$DS_ENV_FILE"' EXIT
 env | grep -E '^(PATH|OMP_NUM_THREADS|DS_ACCELERATOR|HF_HOME|HF_HUB_OFFLINE|(GLOO|NCCL)_[A-Z0-9_]+)=' > "$DS_ENV_FILE"
 
 read -ra more <<< "${DEEPSPEED_ARGS:-}"
+arguments=("$experiment" "$@")
+if [[ " ${more[*]} " != *" --launcher "* ]]; then
+    # pdsh hands the line to a shell on each host; the launcher itself only quotes what has a space.
+    for index in "${!arguments[@]}"; do
+        text=${arguments[index]}
+        if [[ $text == *" "* ]]; then text=${text//[\\\$\`]/\\&}; else printf -v text %q "$text"; fi
+        arguments[index]=$text
+    done
+    more+=(--force_multi) # one host as well
+fi
 deepspeed --hostfile "$hostfile" --master_port "${MASTER_PORT:-29500}" --no_local_rank "${more[@]}" \
-    --module autoscale run "$experiment" "$@"
+    --module autoscale run "${arguments[@]}"
