@@ -1,1 +1,1 @@
-"""Tests on real clusters: hosts in network namespaces, and Slurm. Need root; see `make test-cluster`."""
+"""Hosts in network namespaces, and Slurm, for real; needs root. See `make test-cluster`."""

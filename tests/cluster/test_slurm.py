@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -11,6 +10,7 @@ from tests.conftest import ROOT, TinyExperiment, environment
 
 pytestmark = pytest.mark.cluster
 LIMIT = 400
+SHORT = ["--set", "train.seeds=[0]", "--set", "train.baselines=['uniform']"]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def claims(tiny: TinyExperiment) -> dict[str, dict]:
 def test_an_experiment_over_two_nodes(slurm: SlurmCluster, tiny: TinyExperiment) -> None:
     job = submit(
         slurm, "slurm.sbatch", "--nodes=2", "--ntasks-per-node=1",
-        arguments=[str(tiny.path), "--set", "train.seeds=[0]", "--set", "train.baselines=['uniform']"],
+        arguments=[str(tiny.path), *SHORT],
     )  # fmt: skip
     slurm.wait(job, timeout=LIMIT)
     assert (tiny.output / "report.html").is_file(), said(slurm)
