@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
 
 ROOT = Path(__file__).parent
 
@@ -32,10 +32,21 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.11",
     packages=find_packages(include=["autoscale", "autoscale.*"]),
+    # Optional: without a compiler the data path runs on numpy alone, with the same results.
+    ext_modules=[
+        Extension(
+            "autoscale._kernel",
+            ["autoscale/_kernel.c"],
+            extra_compile_args=["-O3"],
+            libraries=["m"],
+            optional=True,
+        )
+    ],
     package_data={"autoscale": ["py.typed", "templates/*"], "autoscale.laws": ["README.md"]},
     install_requires=[
         "datasets>=4",
         "deepspeed~=0.19.8",  # patch releases of another minor version remove features
+        "fsspec>=2024.2",
         "huggingface_hub>=1",
         "jinja2>=3.1",
         "markupsafe>=2.1",
@@ -55,15 +66,21 @@ setup(
         "zstandard>=0.22",
     ],
     extras_require={
+        "data-prep": ["datatrove>=0.10", "orjson>=3.10", "scikit-learn>=1.5"],
         "trees": ["lightgbm>=4"],
         "test": [
+            "accelerate>=1.8",
+            "datatrove>=0.10",
             "hypothesis>=6.100",
             "lightgbm>=4",
+            "lightning>=2.5",
             "mypy>=1.15",
             "openmpi>=5",  # mpirun and libmpi
+            "orjson>=3.10",
             "pytest>=8.3",
             "pytest-timeout>=2.3",
             "ruff>=0.15",
+            "scikit-learn>=1.5",
         ],
     },
     entry_points={"console_scripts": ["autoscale = autoscale.cli:main"]},

@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -13,14 +13,20 @@ import typer
 from rich.console import Console
 
 from . import __version__, stages
+from .audit import audit_run
 from .config import ExperimentConfig, load_config
+from .existing_shards import Adoption, adopt
 from .law_tables import fit_lines, mixture_lines
 from .laws.repetition import PUBLISHED_RATE
+from .manifest import Manifest
+from .manifest_table import manifest_table
+from .plan_tables import plan_table
 from .prepare import prepare as prepare_shards
 from .progress import ProgressDisplay
 from .records import read_json
 from .report import report as write_report
 from .run_table import Metric
+from .shard_names import Naming, parse_domains, parse_validation
 from .summary import summarise
 from .table_commands import (
     TableFit,
@@ -36,8 +42,9 @@ from .table_options import (
     parse_pull,
     parse_rate,
 )
-from .terminal import plan_table, status_table, summary_table
+from .terminal import audit_table, status_table, summary_table
 from .token_count import parse_token_count
+from .verification import verify as verify_data
 
 if TYPE_CHECKING:
     from .distributed import Job
@@ -85,12 +92,63 @@ def _options(
 
 
 @app.command()
-def prepare(experiment: ExperimentFile, overrides: Overrides = None) -> None:
-    """Turn the texts of the [prepare] section into tokenized shards and a manifest."""
-    config = load_config(experiment, overrides or ())
-    with ProgressDisplay() as display:
-        path = _prepare(config, display)
-    _wrote(path)
+def prepare(
+    context: typer.Context,
+    experiment: Annotated[
+        Path | None, typer.Argument(help="Experiment file (TOML); or give --from or --verify.")
+    ] = None,
+    overrides: Overrides = None,
+    source: Annotated[
+        str | None, typer.Option("--from", help="Folder or URL of token shards to adopt.")
+    ] = None,
+    verify: Annotated[
+        Path | None, typer.Option(help="Manifest or experiment file: check all of its data.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Default: manifest.json in the folder.")
+    ] = None,
+    domain: Annotated[
+        list[str] | None, typer.Option(help="name=glob; repeatable. Default: names of folders.")
+    ] = None,
+    validation: Annotated[
+        list[str] | None,
+        typer.Option(help="Glob of what to hold out, or a fraction in whole shards; repeatable."),
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Folder or name of the tokenizer that made the tokens.")
+    ] = None,
+    vocab_size: Annotated[int | None, typer.Option(help="Without --tokenizer.", min=1)] = None,
+    end_of_text_id: Annotated[int | None, typer.Option(help="Without --tokenizer.", min=0)] = None,
+    dtype: Annotated[str | None, typer.Option(help="Of tokens in files without header.")] = None,
+    column: Annotated[str | None, typer.Option(help="With the tokens, of data sets.")] = None,
+) -> None:
+    """Make a manifest: of texts (an experiment's [prepare] section), or of shards that exist.
+
+    All options from -o on are for --from. --verify reads all data and lists what is wrong with it.
+    """
+    _require_one_mode(context, [experiment, source, verify], overrides)
+    if verify is not None:
+        _verify(verify, overrides or ())
+    elif experiment is not None:
+        config = load_config(experiment, overrides or ())
+        with ProgressDisplay() as display:
+            path = _prepare(config, display)
+        _wrote(path)
+    else:
+        globs, fraction = parse_validation(validation or ())
+        _adopt(
+            Adoption(
+                folder=str(source),
+                output=output,
+                naming=Naming(domains=parse_domains(domain or ()), validation=globs),
+                held_out_fraction=fraction,
+                tokenizer=tokenizer,
+                vocab_size=vocab_size,
+                end_of_text_id=end_of_text_id,
+                dtype=dtype,
+                column=column,
+            )
+        )
 
 
 @app.command()
@@ -276,6 +334,23 @@ def status(experiment: ExperimentFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def audit(
+    run_folder: Annotated[Path, typer.Argument(help="Folder of a run, under runs/.")],
+    manifest: Annotated[
+        Path | None, typer.Option(help="Of its data; by default that of the experiment.")
+    ] = None,
+    tokens: Annotated[
+        bool, typer.Option("--tokens", help="Read all rows again and compare their checksum.")
+    ] = False,
+) -> None:
+    """Recount what a run drew, and compare it with the run's record; status 2 where they differ."""
+    found = audit_run(run_folder, manifest_path=manifest, read_tokens=tokens)
+    console.print(audit_table(found))
+    if found.problems:
+        raise ValueError("; ".join(found.problems))
+
+
+@app.command()
 def run(experiment: ExperimentFile, overrides: Overrides = None, resume: Resume = True) -> None:
     """Do everything in one job: prepare, plan, probe, fit, project, train, report."""
     from . import coordinator
@@ -300,19 +375,58 @@ def _parsed(parse: Callable[[str], T], text: str | None) -> T | None:
     return None if text is None else parse(text)
 
 
-def _refuse_given(context: typer.Context, *, except_for: set[str], remedy: str) -> None:
+def _refuse_given(
+    context: typer.Context, *, except_for: set[str], remedy: str, mode: str = "--table"
+) -> None:
     """Raise ValueError for an option on the command line that would have no effect."""
     for parameter in context.command.params:
         source = context.get_parameter_source(str(parameter.name))
         given = source is not None and source.name == "COMMANDLINE"
         if given and parameter.name not in except_for:
-            raise ValueError(f"{parameter.opts[-1]} is for --table; {remedy}")
+            raise ValueError(f"{parameter.opts[-1]} is for {mode}; {remedy}")
 
 
 def _prepare(config: ExperimentConfig, display: ProgressDisplay) -> Path:
     if config.prepare is None:
         raise ValueError("the experiment has no [prepare] section; its data is data.manifest")
     return prepare_shards(config.prepare, progress=display.stage)
+
+
+def _require_one_mode(
+    context: typer.Context, modes: Sequence[Any], overrides: Sequence[str] | None
+) -> None:
+    """Refuse two modes of `prepare` at once, and options of another one."""
+    if modes.count(None) != len(modes) - 1:
+        raise ValueError("give one of an experiment file, --from FOLDER, or --verify FILE")
+    if context.params["source"] is None:
+        _refuse_given(
+            context,
+            except_for={"experiment", "verify", "overrides"},
+            mode="--from",
+            remedy="leave it out, or set it in [prepare]",
+        )
+    elif overrides:
+        raise ValueError("--set overrides an experiment file; --from has options of its own")
+
+
+def _adopt(adoption: Adoption) -> None:
+    with ProgressDisplay() as display:
+        path = adopt(adoption, progress=display.stage)
+    console.print(manifest_table(Manifest.load(path)))
+    _wrote(path)
+
+
+def _verify(path: Path, overrides: Sequence[str]) -> None:
+    """Exit with status 2 after one line for each problem."""
+    if path.suffix != ".json":
+        path = load_config(path, overrides).manifest_path
+    with ProgressDisplay() as display:
+        problems = verify_data(Manifest.load(path), progress=display.stage)
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    if problems:
+        raise typer.Exit(2)
+    console.print(f"{path} and all its data are in order", soft_wrap=True, highlight=False)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from .config_checks import (
     check_batch,
     check_design,
     check_joint_law,
+    check_matched_probes,
     check_path,
     check_probe_budgets,
     check_published_law,
@@ -77,6 +78,7 @@ class ExperimentConfig(Section):
             check_published_law(self.fit, self.probe, self.solve)
         else:
             check_joint_law(self.fit, self.evaluation)
+        check_matched_probes(self.probe, self.fit)
         check_design(self.probe, self.probe_design)
         check_path(self.project, self.probe, self.solve, self.train, fit=self.fit)
         return self

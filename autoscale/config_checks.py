@@ -104,6 +104,22 @@ def check_joint_law(fit: FitConfig, evaluation: EvaluationConfig) -> None:
         )
 
 
+def check_matched_probes(probe: ProbeConfig, fit: FitConfig) -> None:
+    """Probes that repeat like the target show what repetition costs: no law adds it again."""
+    if probe.match_repetition and fit.repetition not in ("auto", "none"):
+        raise ValueError(
+            f"fit.repetition {fit.repetition!r} models what repeated tokens are worth, and with "
+            "probe.match_repetition the probe runs repeat like the target run, so that their "
+            "losses hold it already; leave fit.repetition out or set probe.match_repetition = false"
+        )
+    if probe.match_repetition and fit.trajectories:
+        raise ValueError(
+            "fit.trajectories takes evaluations before the end of a probe run into the fit, and "
+            "with probe.match_repetition only its end has repeated the data as often as the target "
+            "run will have; leave fit.trajectories out or set probe.match_repetition = false"
+        )
+
+
 def check_design(probe: ProbeConfig, design: DesignKind) -> None:
     """Settings of another design would have no effect."""
     default = ProbeConfig.model_fields

@@ -18,7 +18,9 @@ from pydantic import (
     model_validator,
 )
 
+from .locations import HUB_PREFIX, is_url
 from .token_count import format_token_count, parse_token_count
+from .windows.form import Packing
 
 TokenCount = Annotated[
     int,
@@ -29,10 +31,22 @@ TokenCount = Annotated[
 
 def _resolve_path(value: Any, info: ValidationInfo) -> Any:
     """Expand variables and anchor a relative path; names of hub data sets pass unchanged."""
-    if not isinstance(value, str | Path) or str(value).startswith("hf://"):
+    if not isinstance(value, str | Path) or str(value).startswith(HUB_PREFIX):
         return value
+    expanded = os.path.expanduser(os.path.expandvars(str(value)))
+    if is_url(expanded):
+        raise ValueError(
+            f"found the URL {expanded}; expected a local path (URLs are read as texts of "
+            "prepare.domains, and as shards by prepare --from)"
+        )
     base = (info.context or {}).get("base", Path())
-    return os.path.normpath(Path(base, os.path.expanduser(os.path.expandvars(str(value)))))
+    return os.path.normpath(Path(base, expanded))
+
+
+def _resolve_location(value: Any, info: ValidationInfo) -> Any:
+    """A path like any other, or a URL, in which only variables are expanded."""
+    expanded = os.path.expandvars(value) if isinstance(value, str) else value
+    return expanded if is_url(str(expanded)) else _resolve_path(value, info)
 
 
 def _resolve_path_or_name(value: Any, info: ValidationInfo) -> Any:
@@ -48,8 +62,10 @@ def looks_like_path(value: Any) -> bool:
     return isinstance(value, str) and value.startswith((".", "/", "~", "$"))
 
 
+DOMAIN_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 Share = Annotated[float, Field(ge=0, lt=1)]
 FilePath = Annotated[str, BeforeValidator(_resolve_path)]
+FileLocation = Annotated[str, BeforeValidator(_resolve_location)]
 PathOrName = Annotated[str, BeforeValidator(_resolve_path_or_name)]
 
 
@@ -62,10 +78,10 @@ class Section(BaseModel):
 class SourceConfig(Section):
     """The texts of one domain, for `prepare`."""
 
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
-    train: tuple[FilePath, ...] = Field(min_length=1)
-    """Files, globs, folders, or `hf://dataset[:config][@split]`."""
-    validation: tuple[FilePath, ...] = ()
+    name: str = Field(min_length=1, pattern=DOMAIN_NAME)
+    train: tuple[FileLocation, ...] = Field(min_length=1)
+    """Files, globs, folders, by path or URL (`s3://...`), or `hf://dataset[:config][@split]`."""
+    validation: tuple[FileLocation, ...] = ()
     """Separate validation files; when empty, documents are split off `train`."""
     text_field: str = "text"
     split: str = "train"
@@ -120,6 +136,12 @@ class DataConfig(Section):
     sequence_length: int = Field(default=1024, ge=2)
     max_epochs: float = Field(default=4.0, ge=1.0)
     """Most passes over a domain in any run; 1 forbids repetition."""
+    packing: Packing = "contiguous"
+    """How documents fill the sequences: cut at regular distances, or whole with attention and
+    positions of their own, in the order of the shards or packed as tightly as they go."""
+    locality: int = Field(default=1, ge=1)
+    """Neighbouring windows that are drawn together, for disks that are slow to seek and for object
+    storage; 1 shuffles single windows."""
 
 
 class ModelConfig(Section):

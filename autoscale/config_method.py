@@ -68,6 +68,9 @@ class ProbeConfig(Section):
     ranks_per_run: int = Field(default=1, ge=1)
     max_failed: int = Field(default=0, ge=0)
     """Failed probe runs that a budget may have before `fit` refuses."""
+    match_repetition: bool = False
+    """Give every probe run so small a share of each domain's documents that it repeats them as
+    often as the target run would at the same weight (arXiv 2606.07597)."""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -189,6 +192,14 @@ class BaselineConfig(Section):
         return self
 
 
+class TrainStageConfig(Section):
+    """A later part of every target run, on weights of its own."""
+
+    begin: float = Field(gt=0, lt=1)
+    """Where it begins, as a share of the run; rounded to whole batches."""
+    weights: Literal["uniform", "natural"] | dict[str, float]
+
+
 KNOWN_BASELINES = ("uniform", "natural", "reference", "joint", "full", "hold", "damped")
 
 
@@ -200,6 +211,8 @@ class TrainConfig(Section):
     seeds: tuple[int, ...] | None = Field(default=None, min_length=1)
     """Seeds of every target run, paired over mixtures; by default the experiment's."""
     ranks_per_run: Count | Literal["all"] = "all"
+    stages: tuple[TrainStageConfig, ...] = ()
+    """Later parts of every target run, of the projected mixture as of the baselines."""
     export: bool = True
     """Write the final model of the first seed as safetensors, with its tokenizer."""
 
@@ -207,4 +220,12 @@ class TrainConfig(Section):
     def _unique_names(self) -> Self:
         names = ["autoscale", *(baseline.name for baseline in self.baselines)]
         require_unique(names, "train.baselines ('autoscale' is the projected mixture)")
+        return self
+
+    @model_validator(mode="after")
+    def _rising_stages(self) -> Self:
+        begins = [stage.begin for stage in self.stages]
+        if sorted(set(begins)) != begins:
+            listed = ", ".join(f"{begin:g}" for begin in begins)
+            raise ValueError(f"the begins of train.stages must rise and differ; found {listed}")
         return self

@@ -18,11 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .documents import DomainText, Progress, batches
-from .indexed_shard import IndexedShardWriter, hash_shard
 from .manifest import DomainShards, Shard
 from .prepare_workers import PrepareWorkers
 from .records import read_json, write_json
 from .selection import Fate
+from .shard_formats.indexed import hash_shard
+from .shard_formats.indexed_writer import IndexedShardWriter
 from .tokenizer import TextTokenizer, tokenizer_fingerprint
 
 FORMAT = 1
@@ -89,19 +90,17 @@ def write_domain_shards(
     key = settings.key(domain)
     folder = settings.root / "shards" / domain.name / key[:12]
     folder.mkdir(parents=True, exist_ok=True)
-    record = _Record.load(folder / RECORD_FILE, key, settings.root)
-    for leftover in folder.iterdir():
-        if leftover.name not in record.files():
-            leftover.unlink()  # of a shard that was under way when an earlier call ended
+    record = ShardRecord.load(folder / RECORD_FILE, key, settings.root)
+    record.remove_leftovers()
     shards = {}
     for split, fate in (("validation", Fate.VALIDATION), ("train", Fate.TRAIN)):
         selected = domain.select(fate)
-        num_done = sum(shard.documents for shard in record.shards[split])
+        num_done = record.num_documents(split)
         progress.add(domain.bytes_of(selected[:num_done]))
         encoded = _encode(domain, selected[num_done:], settings.tokenizer, workers, progress)
-        for shard in _write_shards(encoded, domain, folder, split, record, settings):
-            record.add(split, shard)
-        shards[split] = tuple(record.shards[split])
+        shards[split] = write_shards(
+            encoded, record, split, dtype=settings.dtype, shard_tokens=settings.shard_tokens
+        )
     return DomainShards(name=domain.name, train=shards["train"], validation=shards["validation"])
 
 
@@ -111,8 +110,8 @@ def _encode(
     tokenizer: TextTokenizer,
     workers: PrepareWorkers,
     progress: TokenizeProgress,
-) -> Iterator[tuple[int, NDArray[np.int32]]]:
-    """Index and token ids of every selected document, in order."""
+) -> Iterator[tuple[NDArray[np.int32], int]]:
+    """Token ids and text bytes of every selected document, in order."""
     under_way: deque[list[int]] = deque()
 
     def texts_only() -> Iterator[list[str]]:
@@ -122,47 +121,68 @@ def _encode(
 
     for encoded in workers.encode(tokenizer.folder, texts_only()):
         indices = under_way.popleft()
-        yield from zip(indices, encoded.documents(), strict=True)
+        sizes = domain.documents.text_bytes[indices].tolist()
+        yield from zip(encoded.documents(), sizes, strict=True)
         progress.add(domain.bytes_of(indices))
 
 
-def _write_shards(
-    documents: Iterator[tuple[int, NDArray[np.int32]]],
-    domain: DomainText,
-    folder: Path,
+def write_shards(
+    documents: Iterator[tuple[NDArray[np.integer], int | None]],
+    record: "ShardRecord",
     split: str,
-    record: "_Record",
-    settings: ShardSettings,
-) -> Iterator[Shard]:
-    """Write shard after shard; each is closed by the document that fills it."""
+    *,
+    dtype: str,
+    shard_tokens: int,
+) -> tuple[Shard, ...]:
+    """Write shard after shard, each closed by the document that fills it, beside their record.
+
+    Args:
+        documents: token ids of each document that is not in the record yet, and the bytes of its
+            text, None where they are not known.
+
+    Returns:
+        All shards of the split, those of earlier calls first.
+    """
     following = next(documents, None)
     while following is not None:
-        prefix = folder / f"{split}-{len(record.shards[split]):05d}"
-        text_bytes = filled = 0
-        with IndexedShardWriter(prefix, settings.dtype) as writer:
-            while following is not None and filled < settings.shard_tokens:
-                index, tokens = following
+        prefix = record.folder / f"{split}-{len(record.shards[split]):05d}"
+        filled = 0
+        text_bytes: int | None = 0
+        with IndexedShardWriter(prefix, dtype) as writer:
+            while following is not None and filled < shard_tokens:
+                tokens, size = following
                 writer.add_document(tokens)
                 filled += len(tokens)
-                text_bytes += int(domain.documents.text_bytes[index])
+                text_bytes = None if text_bytes is None or size is None else text_bytes + size
                 following = next(documents, None)
             written = writer.close()
-        path = prefix.relative_to(settings.root).as_posix()
-        yield Shard(path=path, text_bytes=text_bytes, **written._asdict())
+        path = prefix.relative_to(record.root).as_posix()
+        record.add(split, Shard(path=path, text_bytes=text_bytes, **written._asdict()))
+    return tuple(record.shards[split])
 
 
-class _Record:
-    """The finished shards of a folder, on disk after every shard."""
+class ShardRecord:
+    """The finished shards of a folder, on disk after every shard.
 
-    def __init__(self, path: Path, key: str) -> None:
+    Attributes:
+        root: folder of the manifest.
+        shards: of each split, in order.
+    """
+
+    def __init__(self, path: Path, key: str, root: Path) -> None:
         self._path = path
         self._key = key
+        self.root = root
         self.shards: dict[str, list[Shard]] = {"validation": [], "train": []}
+
+    @property
+    def folder(self) -> Path:
+        return self._path.parent
 
     @classmethod
     def load(cls, path: Path, key: str, root: Path) -> Self:
         """The record of an earlier call, up to the first shard that is missing or damaged."""
-        record = cls(path, key)
+        record = cls(path, key, root)
         try:
             saved = read_json(path, RECORD_KIND)
         except ValueError:
@@ -181,10 +201,18 @@ class _Record:
         shards = {name: [asdict(each) for each in done] for name, done in self.shards.items()}
         write_json(self._path, RECORD_KIND, {"key": self._key, **shards})
 
-    def files(self) -> set[str]:
-        """Names of the files that belong in the folder."""
+    def num_documents(self, split: str) -> int:
+        """Documents in the finished shards."""
+        counts = [shard.documents for shard in self.shards[split]]
+        return sum(count for count in counts if count is not None)
+
+    def remove_leftovers(self) -> None:
+        """Remove what a call that was interrupted left of a shard."""
         names = {Path(shard.path).name for shards in self.shards.values() for shard in shards}
-        return {f"{name}{suffix}" for name in names for suffix in (".bin", ".idx")} | {RECORD_FILE}
+        known = {f"{name}{suffix}" for name in names for suffix in (".bin", ".idx")}
+        for found in self.folder.iterdir():
+            if found.name not in known | {RECORD_FILE}:
+                found.unlink()
 
 
 def _is_whole(prefix: Path, sha256: str) -> bool:

@@ -7,20 +7,40 @@ mean is over tokens, exact whatever the number of ranks: sums and counts are red
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
+
+from .attention import packed_logits
+from .data import Rows
 
 # B sequences of a micro-batch, T sequence length, V vocabulary
 
 
-def sum_losses(engine: Any, tokens_BT: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihood of each sequence, nats, summed over its tokens, shape (B,)."""
-    logits_BTV = engine(input_ids=tokens_BT[:, :-1], use_cache=False).logits
+def sum_losses(
+    engine: Any, tokens_BT: torch.Tensor, positions_BT: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Negative log-likelihood of each sequence, nats, summed over its labels, shape (B,).
+
+    Args:
+        engine: the DeepSpeed engine of a causal language model.
+        tokens_BT: shape (B, T + 1).
+        positions_BT: of each token in its document where documents are packed, -1 at padding, of
+            the same shape. The first token of a document is no label then, nor is padding.
+    """
+    inputs_BT, labels_BT = tokens_BT[:, :-1], tokens_BT[:, 1:].flatten()
+    if positions_BT is None:
+        logits_BTV = engine(input_ids=inputs_BT, use_cache=False).logits
+    else:
+        logits_BTV = packed_logits(
+            engine,
+            inputs_BT,
+            positions_BT[:, :-1],
+            implementation=engine.module.config._attn_implementation,
+        )
+        labels_BT = labels_BT.masked_fill(positions_BT[:, 1:].flatten() <= 0, -100)
     losses_BT = cross_entropy(
-        logits_BTV.float().flatten(0, 1), tokens_BT[:, 1:].flatten(), reduction="none"
+        logits_BTV.float().flatten(0, 1), labels_BT, reduction="none", ignore_index=-100
     ).view(len(tokens_BT), -1)
     return losses_BT.sum(dim=1)
 
@@ -29,13 +49,13 @@ class Evaluator:
     """Validation sets of a run, cut over its ranks.
 
     Args:
-        windows: tokens of each set, shape (num_windows, T + 1).
+        windows: rows of each set.
         micro_batch_size: sequences a forward pass.
     """
 
     def __init__(
         self,
-        windows: Mapping[str, NDArray[np.int64]],
+        windows: Mapping[str, Rows],
         *,
         micro_batch_size: int,
         rank: int,
@@ -45,32 +65,40 @@ class Evaluator:
         self._names = list(windows)
         self._device = device
         self._micro_batch_size = micro_batch_size
-        rows, sets = [], []
-        for index, tokens in enumerate(windows.values()):
-            rows.append(torch.from_numpy(tokens))
-            sets.append(torch.full((len(tokens),), index))
-        all_rows, all_sets = torch.cat(rows), torch.cat(sets)
+        rows = torch.cat([torch.from_numpy(each.tokens) for each in windows.values()])
+        sets = torch.cat(
+            [torch.full((len(each.tokens),), index) for index, each in enumerate(windows.values())]
+        )
         # ZeRO-3 gathers parameters in every forward pass, so all ranks make equally many: the
         # last ones repeat a window for a set behind the real ones, which counts for nothing.
-        padding = -len(all_rows) % (world_size * micro_batch_size)
-        all_rows = torch.cat([all_rows, all_rows[:1].expand(padding, -1)])
-        all_sets = torch.cat([all_sets, torch.full((padding,), len(windows))])
-        self._rows, self._sets = all_rows[rank::world_size], all_sets[rank::world_size]
+        padding = -len(rows) % (world_size * micro_batch_size)
+
+        def own(all_rows: torch.Tensor) -> torch.Tensor:
+            return torch.cat([all_rows, all_rows[:1].expand(padding, -1)])[rank::world_size]
+
+        self._rows = own(rows)
+        self._sets = torch.cat([sets, torch.full((padding,), len(windows))])[rank::world_size]
+        positions = [each.positions for each in windows.values() if each.positions is not None]
+        self._positions = None
+        self._counts = torch.full((len(self._rows),), rows.shape[1] - 1)
+        if positions:
+            self._positions = own(torch.cat([torch.from_numpy(each) for each in positions]))
+            self._counts = (self._positions[:, 1:] > 0).sum(dim=1)
 
     @torch.no_grad()
     def losses(self, engine: Any) -> dict[str, float]:
         """Validation loss of each set, nats a token; the same on every rank."""
         engine.eval()
-        tokens_a_window = self._rows.shape[1] - 1
         sums = torch.zeros(len(self._names) + 1, dtype=torch.float64)
         counts = torch.zeros_like(sums)
         for start in range(0, len(self._rows), self._micro_batch_size):
-            rows = self._rows[start : start + self._micro_batch_size].to(self._device)
-            sets = self._sets[start : start + self._micro_batch_size]
-            sums.index_add_(0, sets % len(sums), sum_losses(engine, rows).double().cpu())
-            counts.index_add_(
-                0, sets % len(sums), torch.full((len(sets),), tokens_a_window).double()
-            )
+            part = slice(start, start + self._micro_batch_size)
+            rows, positions = self._rows[part].to(self._device), None
+            if self._positions is not None:
+                positions = self._positions[part].to(self._device)
+            sets = self._sets[part] % len(sums)
+            sums.index_add_(0, sets, sum_losses(engine, rows, positions).double().cpu())
+            counts.index_add_(0, sets, self._counts[part].double())
         engine.train()
         totals = torch.stack([sums[:-1], counts[:-1]]).to(self._device)
         dist.all_reduce(totals)

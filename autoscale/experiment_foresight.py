@@ -132,7 +132,7 @@ def _drawn_mixtures(experiment: Experiment, reference: PlannedProbe, num: int) -
         max(num, NUM_CANDIDATES) if optimal else num,
         stream=(config.seed, total),
         concentration=config.probe.concentration,
-        upper=config.data.max_epochs * np.array(experiment.num_windows) / total,
+        upper=config.data.max_epochs * experiment.supply(reference.token_budget).windows / total,
     )
     if not optimal:
         return drawn_PK

@@ -201,6 +201,8 @@ def _about_repetition(summary: Summary) -> Iterator[str]:
         if epochs > 1.05:
             probes = [r["tokens"][name] for r in summary["runs"] if r["stage"] == "probe"]
             most = max(probes, default=0) / available[name]
+            if summary["experiment"]["match_repetition"]:  # they drew from a share of it
+                most *= max(1.0, budget / max(summary["experiment"]["probe_budgets"]))
             if epochs > 1.2 * most:
                 text = f"{name} {epochs:.1f} times (probe runs at most {most:.1f})"
                 repeated.append((epochs, text))
@@ -213,6 +215,8 @@ def _about_repetition(summary: Summary) -> Iterator[str]:
 
 def _worth_of_repeated(summary: Summary) -> str:
     rate = (summary["fit"] or {}).get("repetition_rate")
+    if summary["experiment"]["match_repetition"]:
+        return "was fitted to runs that repeat it less, and says nothing of more"
     if rate is None:
         return "does not model repetition and values a repeated token like a new one"
     fitted = summary["experiment"]["repetition"] == "fit"

@@ -201,6 +201,9 @@ def _repetition(experiment: Experiment, probes: ProbeTable) -> Repetition | None
     law = experiment.config.fit.law
     if asked == "none" or (law == "trees" and asked == "auto"):
         return None
+    if experiment.config.probe.match_repetition:
+        # At every mixture the probes repeat what the target run would: their losses hold its price.
+        return None
     if law == "trees":
         raise ValueError(
             f"fit.repetition ({asked}) has no place in law 'trees', which knows no tokens of "

@@ -1,118 +1,73 @@
 """The manifest: which shards hold the tokens of each domain, and with which tokenizer.
 
 Prepared data is a folder with a `manifest.json`; all paths in it are relative to the folder, so
-that it can be moved. Every later step reads the data through its manifest.
+that it can be moved. A manifest of shards that lie elsewhere, adopted as they are, names their
+folder or URL (`data_root`). Every later step reads the data through its manifest.
 """
 
 import hashlib
 import json
+import logging
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, field, replace
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Self
 
 import numpy as np
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AfterValidator, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from . import records
-from .indexed_shard import IndexedShard, hash_shard
+from .locations import is_url, join
+from .manifest_records import RECORD, DomainShards, Shard, Split, TokenDtype, TokenizerRecord
 from .records import read_json, write_json
+from .shard_formats.indexed import IndexedFile, IndexedShard
+from .shard_formats.registry import open_token_file
+from .shard_formats.token_file import TokenFile
 
-_RECORD = ConfigDict(extra="forbid", strict=True)
+logger = logging.getLogger(__name__)
+
+__all__ = [
+    "DomainShards",
+    "Manifest",
+    "Shard",
+    "Split",
+    "TokenizerRecord",
+    "first_problem",
+    "require_documents",
+]
 
 
-def _inside_folder(path: str) -> str:
-    """Refuse a path that leads out of the manifest's folder."""
-    parts = PurePosixPath(path).parts
-    if not parts or PurePosixPath(path).is_absolute() or ".." in parts or "\\" in path:
+def _absolute(data_root: str) -> str:
+    if data_root and not is_url(data_root) and not os.path.isabs(data_root):
         raise ValueError(
-            f"path {path!r} leads out of the manifest's folder; expected a relative path with '/' "
-            "and without '..'"
+            f"data_root {data_root!r} is relative; expected the full path or URL of the folder "
+            "that holds the shards, or nothing for the manifest's own folder"
         )
-    return path
+    return data_root
 
 
-RelativePath = Annotated[str, AfterValidator(_inside_folder)]
-Count = Annotated[int, Field(ge=1)]
-Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, config=_RECORD)
-class Shard:
-    """One `.bin`/`.idx` pair.
-
-    Attributes:
-        path: prefix without `.bin` and `.idx`, relative to the manifest's folder.
-        tokens: number of tokens, end-of-text tokens included.
-        documents: number of documents.
-        text_bytes: UTF-8 bytes of the texts, end-of-text excluded.
-        sha256: of the bytes of `.bin`, then of `.idx`.
-    """
-
-    path: RelativePath
-    tokens: Count
-    documents: Count
-    text_bytes: Annotated[int, Field(ge=0)]
-    sha256: Sha256
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, config=_RECORD)
-class DomainShards:
-    """The shards of a domain, in the order in which their windows are numbered."""
-
-    name: Annotated[str, Field(min_length=1)]
-    train: tuple[Shard, ...]
-    validation: tuple[Shard, ...]
-
-    def __post_init__(self) -> None:
-        if not self.train:
-            raise ValueError(
-                f"domain {self.name!r} has no training shards; give it text, or leave it out"
-            )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, config=_RECORD)
-class TokenizerRecord:
-    """The tokenizer that made the tokens.
-
-    Attributes:
-        path: folder with its files, relative to the manifest's folder.
-        vocab_size: every token id is below it.
-        end_of_text_id: last token of every document.
-        sha256: of what decides the token ids.
-    """
-
-    path: RelativePath
-    vocab_size: Count
-    end_of_text_id: Annotated[int, Field(ge=0)]
-    sha256: Sha256
-
-    def __post_init__(self) -> None:
-        if self.end_of_text_id >= self.vocab_size:
-            raise ValueError(
-                f"end_of_text_id {self.end_of_text_id} is not below vocab_size {self.vocab_size}"
-            )
-
-
-@dataclass(frozen=True, kw_only=True, slots=True, config=_RECORD)
+@dataclass(frozen=True, kw_only=True, slots=True, config=RECORD)
 class Manifest:
     """All prepared data of an experiment.
 
     Attributes:
-        dtype: of a token in every shard.
+        dtype: of a token in every shard that does not give its own.
         tokenizer: the tokenizer of every shard.
         domains: the domains, in the order of preparation.
+        data_root: folder or URL that the shards' paths start from; "" for the manifest's folder.
         root: folder of the manifest; not part of the file.
     """
 
     schema_version: ClassVar[int] = records.SCHEMA_VERSION
 
-    dtype: Literal["uint16", "int32"]
+    dtype: TokenDtype
     tokenizer: TokenizerRecord
     domains: Annotated[tuple[DomainShards, ...], Field(min_length=1)]
+    data_root: Annotated[str, AfterValidator(_absolute)] = ""
     root: Path = field(default=Path(), compare=False)
 
     def __post_init__(self) -> None:
@@ -121,7 +76,7 @@ class Manifest:
             if names.count(name) > 1:
                 raise ValueError(f"domain {name!r} is listed more than once; name each only once")
         paths: set[str] = set()
-        for _, _, shard in self._all_shards():
+        for _, _, shard in self.all_shards():
             normal = PurePosixPath(shard.path).as_posix()
             if normal in paths:
                 raise ValueError(
@@ -130,10 +85,10 @@ class Manifest:
                 )
             paths.add(normal)
         largest = np.iinfo(self.dtype).max
-        if self.tokenizer.vocab_size - 1 > largest:
+        if self.tokenizer.path is not None and self.tokenizer.vocab_size - 1 > largest:
             raise ValueError(
                 f"dtype {self.dtype} holds token ids up to {largest}; vocab_size "
-                f"{self.tokenizer.vocab_size} needs int32"
+                f"{self.tokenizer.vocab_size} needs a wider type: the tokenizer is another one"
             )
 
     @classmethod
@@ -154,7 +109,7 @@ class Manifest:
         try:
             checked = TypeAdapter(cls).validate_json(json.dumps(content))
         except ValidationError as error:
-            raise ValueError(f"manifest {path}: {_first_problem(error)}") from error
+            raise ValueError(f"manifest {path}: {first_problem(error)}") from error
         return replace(checked, root=path.parent)
 
     def save(self, path: Path | str) -> Path:
@@ -178,14 +133,33 @@ class Manifest:
             "tokenizer": [tokenizer.sha256, tokenizer.vocab_size, tokenizer.end_of_text_id],
             "domains": {
                 domain.name: {
-                    "train": [shard.sha256 for shard in domain.train],
-                    "validation": [shard.sha256 for shard in domain.validation],
+                    "train": [self._identity(shard) for shard in domain.train],
+                    "validation": [self._identity(shard) for shard in domain.validation],
                 }
                 for domain in self.domains
             },
         }
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+    def _identity(self, shard: Shard) -> str | list[str]:
+        """The hash of a shard, with what else its tokens depend on where that is not as usual."""
+        if shard.format == "indexed" and shard.dtype is None:
+            return shard.sha256
+        return [shard.sha256, shard.format, self.dtype_of(shard)]
+
+    @property
+    def wire_dtype(self) -> np.dtype[np.unsignedinteger]:
+        """The narrowest type in which batches can travel: it holds every token id."""
+        return np.dtype(np.uint16 if self.tokenizer.vocab_size <= 2**16 else np.uint32)
+
+    def dtype_of(self, shard: Shard) -> str:
+        """Of a token in the shard's file."""
+        return shard.dtype or self.dtype
+
+    def token_bytes(self, shard: Shard) -> int:
+        """Bytes of the shard's tokens as they are stored."""
+        return shard.tokens * np.dtype(self.dtype_of(shard)).itemsize
 
     @property
     def domain_names(self) -> tuple[str, ...]:
@@ -216,53 +190,103 @@ class Manifest:
         shards = self.domain(name).validation
         if not shards:
             raise ValueError(f"domain {name!r} has no validation shards; hold out some documents")
-        return sum(shard.text_bytes for shard in shards) / sum(shard.tokens for shard in shards)
+        found = self.find_bytes_per_token(name)
+        if found is None:
+            raise ValueError(
+                f"domain {name!r}: the bytes of its validation texts are not known, since its "
+                "shards were adopted without their tokenizer; run prepare --from again with "
+                "--tokenizer, or measure in nats"
+            )
+        return found
+
+    def find_bytes_per_token(self, name: str) -> float | None:
+        """The same, or None where the bytes of a validation shard are not known."""
+        shards = self.domain(name).validation
+        text_bytes = [shard.text_bytes for shard in shards if shard.text_bytes is not None]
+        if len(text_bytes) < max(1, len(shards)):
+            return None
+        return sum(text_bytes) / sum(shard.tokens for shard in shards)
+
+    def location(self, shard: Shard) -> str:
+        """Path or URL of a shard, without the suffixes of a `.bin`/`.idx` pair."""
+        return join(self.data_root or str(self.root), shard.path)
+
+    def open_file(self, shard: Shard) -> TokenFile:
+        """Open a shard; its dtype and number of tokens are those of the manifest.
+
+        Raises:
+            ValueError: it is missing or damaged, lies elsewhere, or is another one.
+        """
+        file = open_token_file(
+            self.location(shard),
+            shard.format,
+            dtype=self.dtype_of(shard) if shard.format == "raw" else None,
+            end_of_text_id=self.tokenizer.end_of_text_id,
+        )
+        self._require_inside(file.location)
+        found, expected = (file.num_tokens, file.dtype), (shard.tokens, self.dtype_of(shard))
+        if found != expected:
+            raise ValueError(
+                f"{file.location} holds {found[0]} {found[1]} tokens; the manifest expects "
+                f"{expected[0]} {expected[1]} tokens: it is another file. Run prepare again"
+            )
+        return file
+
+    def _require_inside(self, location: str) -> None:
+        """Refuse a symbolic link out of the folder: the manifest's paths say where data lies."""
+        if is_url(location):
+            return
+        root = os.path.realpath(self.data_root or self.root)
+        found = os.path.realpath(location)
+        if os.path.commonpath([root, found]) != root:
+            raise ValueError(
+                f"{location} is a symbolic link to {found}, which lies outside of {root}; put the "
+                "file there, or run prepare --from on the folder that holds it"
+            )
 
     def check(self) -> None:
         """Compare the manifest with sizes and headers of the files; reads no tokens.
 
         Raises:
-            ValueError: a file is missing, damaged, of another dtype, or of other counts.
+            ValueError: a file is missing, damaged, of another dtype, or of other counts; two
+                shards are one file; or the tokenizer is missing.
         """
-        for name, split, shard in self._all_shards():
+        seen: dict[str, str] = {}
+        for name, split, shard in self.all_shards():
             where = f"domain {name!r}, {split} shard {shard.path}"
             try:
-                opened = IndexedShard(self.root / shard.path)
+                file = self.open_file(shard)
+                if isinstance(file, IndexedFile):  # others would have to be read for it
+                    require_documents(shard, IndexedShard(file.prefix).num_documents)
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from error
-            found = (opened.dtype.name, opened.num_tokens, opened.num_documents)
-            if found != (self.dtype, shard.tokens, shard.documents):
+            real = file.location if is_url(file.location) else os.path.realpath(file.location)
+            if real in seen:
                 raise ValueError(
-                    f"{where}: the manifest expects {shard.tokens} {self.dtype} tokens in "
-                    f"{shard.documents} documents; the files hold {found[1]} {found[0]} tokens in "
-                    f"{found[2]}. Run prepare again"
+                    f"{where} is the same file as {seen[real]}; its windows would be drawn twice, "
+                    "or be trained on and validated with: list it once"
                 )
-        folder = self.root / self.tokenizer.path
-        if not folder.is_dir():
+            seen[real] = shard.path
+        folder = self.tokenizer_folder
+        if folder is not None and not folder.is_dir():
             raise ValueError(f"the tokenizer's folder {folder} does not exist; run prepare again")
 
-    def verify(self) -> None:
-        """Check, then read every byte: index entries and sha256 of each shard.
-
-        Raises:
-            ValueError: a file is not the one that the manifest names.
-        """
-        self.check()
-        for name, split, shard in self._all_shards():
-            where = f"domain {name!r}, {split} shard {shard.path}"
-            IndexedShard(self.root / shard.path).check()
-            found = hash_shard(self.root / shard.path)
-            if found != shard.sha256:
-                raise ValueError(
-                    f"{where}: sha256 is {found}; the manifest expects {shard.sha256}: the content "
-                    "was changed. Run prepare again"
-                )
+    @property
+    def tokenizer_folder(self) -> Path | None:
+        """Folder with the tokenizer's files; None where there are none."""
+        return None if self.tokenizer.path is None else self.root / self.tokenizer.path
 
     def copy_tokenizer(self, folder: Path) -> None:
         """Copy the tokenizer's files into a folder, e.g. that of an exported model."""
-        shutil.copytree(self.root / self.tokenizer.path, folder, dirs_exist_ok=True)
+        if self.tokenizer_folder is None:
+            logger.info(
+                "no tokenizer is copied into %s: the manifest's shards were adopted without one",
+                folder,
+            )
+            return
+        shutil.copytree(self.tokenizer_folder, folder, dirs_exist_ok=True)
 
-    def _all_shards(self) -> Iterator[tuple[str, str, Shard]]:
+    def all_shards(self) -> Iterator[tuple[str, Split, Shard]]:
         """Domain name, split and shard, for all of them."""
         for domain in self.domains:
             for shard in domain.train:
@@ -271,7 +295,16 @@ class Manifest:
                 yield domain.name, "validation", shard
 
 
-def _first_problem(error: ValidationError) -> str:
+def require_documents(shard: Shard, found: int) -> None:
+    """Raise ValueError where a file holds other documents than its manifest says."""
+    if shard.documents is not None and found != shard.documents:
+        raise ValueError(
+            f"the index lists {found} documents; the manifest expects {shard.documents}: it is "
+            "another index. Run prepare again"
+        )
+
+
+def first_problem(error: ValidationError) -> str:
     """One line for the first problem: where in the file, and what is wrong."""
     problem = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in problem["loc"])

@@ -68,7 +68,7 @@ def resolve_model(
     # Masks would depend on the rank and on where a run was resumed, and add noise to every probe.
     fields |= {key: 0.0 for key, value in fields.items() if _is_dropout(key, value)}
     for key, value in overrides.items():
-        known = [*fields, "vocab_size", *_POSITION_KEYS]
+        known = [*fields, "vocab_size", *_POSITION_KEYS, "attn_implementation"]
         if key not in known:
             near = get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"

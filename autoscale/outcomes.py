@@ -63,10 +63,11 @@ def _domain_losses(done: Sequence[RunResult], experiment: Experiment) -> dict[st
     for name in experiment.domains:
         losses = [result.final_losses[name] for result in done]
         loss = fmean(losses)
+        size = experiment.manifest.find_bytes_per_token(name)
         table[name] = {
             "loss": loss,
             "perplexity": math.exp(loss),
-            "bits_per_byte": loss / math.log(2) / experiment.manifest.bytes_per_token(name),
+            "bits_per_byte": None if size is None else loss / math.log(2) / size,
         }
     return table
 

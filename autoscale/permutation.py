@@ -1,7 +1,7 @@
 """Keyed permutations: shuffle `[0, size)` without storing the order.
 
-The order of a domain's windows in one epoch is `apply(index) -> window`, computed for any index on
-its own. Each permutation is a generalised Feistel network on the grid `rows x columns >= size`:
+The order of a domain's windows in one epoch is `permute(index) -> window`, computed for any index
+on its own. Each permutation is a generalised Feistel network on the grid `rows x columns >= size`:
 a point `(row, column)` is moved by rounds that add to one coordinate a hash of the other,
 
     row    <- row    + hash(column, key, round)  mod rows       (even rounds)
@@ -18,7 +18,9 @@ import json
 from typing import Final
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
+
+from . import kernel
 
 MAX_SIZE: Final = 2**50
 """Largest permutation; every product below then fits 64 bits with room to spare."""
@@ -29,6 +31,7 @@ _PASSES_OF_FEW: Final = 3
 _GOLDEN: Final = 0x9E3779B97F4A7C15
 _MASK: Final = 2**64 - 1
 _HALF: Final = np.uint64(32)
+_LAST_BLOCK: Final = np.array([-1])  # the number that stands for it in a key; others are from 0
 
 
 def derive_key(purpose: str, seed: int, name: str = "") -> np.uint64:
@@ -46,43 +49,67 @@ def derive_subkeys(keys: NDArray[np.uint64], indices: NDArray[np.int64]) -> NDAr
     return mixed
 
 
-class KeyedPermutations:
-    """Permutations of several sizes, applied to arrays in which each element names its own.
+def permute(
+    index: NDArray[np.int64], size: NDArray[np.int64], key: NDArray[np.uint64]
+) -> NDArray[np.int64]:
+    """The image of each element under the permutation of its size and key.
 
     Args:
-        sizes: number of elements of each permutation, at least 0 and at most 2**50.
+        index: the element, in `[0, size)`, shape (n,).
+        size: number of elements of its permutation, at most 2**50, shape (n,).
+        key: of its permutation, shape (n,).
+
+    Returns:
+        The images, in `[0, size)`, shape (n,).
     """
+    if kernel.compiled is not None:
+        image = np.empty(index.shape, dtype=np.int64)
+        kernel.permute(index, size, key, image)
+        return image
+    rows = np.ceil(np.sqrt(size)).astype(np.int64)
+    columns = (-(-size // rows)).view(np.uint64)
+    of, rows_of = size.view(np.uint64), rows.view(np.uint64)
+    point = _walk(index.astype(np.uint64), of, rows_of, columns, key)
+    few = np.flatnonzero(size < _FEW)
+    if few.size:
+        of, rows_of, columns, key = of[few], rows_of[few], columns[few], key[few]
+        for further in range(1, _PASSES_OF_FEW):
+            further_key = key + np.uint64(_GOLDEN * _NUM_ROUNDS * further & _MASK)
+            point[few] = _walk(point[few], of, rows_of, columns, further_key)
+    return point.view(np.int64)
 
-    def __init__(self, sizes: ArrayLike) -> None:
-        size = np.atleast_1d(np.asarray(sizes, dtype=np.int64))
-        assert size.min(initial=0) >= 0 and size.max(initial=0) <= MAX_SIZE, size
-        rows = np.maximum(np.ceil(np.sqrt(size)).astype(np.int64), 1)
-        self._size = size.astype(np.uint64)
-        self._rows = rows.astype(np.uint64)
-        self._columns = np.maximum(-(-size // rows), 1).astype(np.uint64)
 
-    def apply(
-        self, which: NDArray[np.int64], index: NDArray[np.int64], key: NDArray[np.uint64]
-    ) -> NDArray[np.int64]:
-        """Permute.
+def permute_blocks(
+    index: NDArray[np.int64],
+    size: NDArray[np.int64],
+    key: NDArray[np.uint64],
+    block: int,
+) -> NDArray[np.int64]:
+    """As `permute`, but blocks of neighbours stay together, for storage that reads far ahead.
 
-        Args:
-            which: the permutation of each element, an index into `sizes`, shape (n,).
-            index: the element, in `[0, sizes[which])`, shape (n,).
-            key: the key of its permutation, shape (n,).
+    The blocks are permuted, and the elements inside each block. The last one, of 1 to `block`
+    elements, comes at a place of its own among the others, chosen by the key.
 
-        Returns:
-            The images, in `[0, sizes[which])`, shape (n,).
-        """
-        size, rows, columns = self._size[which], self._rows[which], self._columns[which]
-        image = _walk(index.astype(np.uint64), size, rows, columns, key)
-        few = np.flatnonzero(size < _FEW)
-        if few.size:
-            size, rows, columns, key = size[few], rows[few], columns[few], key[few]
-            for further in range(1, _PASSES_OF_FEW):
-                further_key = key + np.uint64(_GOLDEN * _NUM_ROUNDS * further & _MASK)
-                image[few] = _walk(image[few], size, rows, columns, further_key)
-        return image.view(np.int64)
+    Args:
+        index, size, key: as of `permute`.
+        block: elements in a block.
+    """
+    num_whole = (size - 1) // block
+    length_of_last = size - num_whole * block
+    place_of_last = (derive_subkeys(key, _LAST_BLOCK) % (num_whole + 1).view(np.uint64)).view(
+        np.int64
+    )
+    begin_of_last = place_of_last * block
+    after_last = index >= begin_of_last + length_of_last
+    in_last = (index >= begin_of_last) & ~after_last
+    among_whole = index - length_of_last * after_last
+    place, offset = among_whole // block, among_whole % block
+    moved = num_whole.copy()
+    whole = np.flatnonzero(~in_last)
+    moved[whole] = permute(place[whole], num_whole[whole], key[whole])
+    offset = np.where(in_last, index - begin_of_last, offset)
+    length = np.where(in_last, length_of_last, block)
+    return moved * block + permute(offset, length, derive_subkeys(key, moved))
 
 
 def _walk(

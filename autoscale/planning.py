@@ -25,7 +25,7 @@ from .model_shape import model_size, resolve_model
 from .objective import Objective
 from .probes import Design, ProbeRun, design_probes
 from .runs import RunSpec, RunStore
-from .shards import TokenWindows
+from .supply import Supplies, Supply
 from .token_count import format_token_count
 
 
@@ -89,10 +89,14 @@ class Experiment:
             self._resolve_model(budget.model) if budget.model else self.model
             for budget in config.probe.budgets
         ]
-        self.num_windows = [self._count_windows(name, "train") for name in self.domains]
-        for name in self.domains:
-            self._count_windows(name, "validation")
-        self.available_tokens = [count * config.data.sequence_length for count in self.num_windows]
+        self._supplies = Supplies(
+            self.manifest,
+            self.domains,
+            sequence_length=config.data.sequence_length,
+            packing=config.data.packing,
+        )
+        supply = self._supplies.of_share(1.0)
+        self.num_windows, self.available_tokens = supply.windows.tolist(), supply.tokens.tolist()
         self.reference = config.reference_mixture(self.domains, self.available_tokens)
         prior = config.solve.prior
         self.prior = (
@@ -106,6 +110,10 @@ class Experiment:
         for baseline in config.train.baselines:
             if baseline.weights is not None:
                 self.mixture(baseline.weights)
+        self.later_mixtures = [
+            named_mixture(stage.weights, self.domains, self.available_tokens)
+            for stage in config.train.stages
+        ]
 
     def _select_domains(self) -> tuple[str, ...]:
         wanted = self.config.data.domains or self.manifest.domain_names
@@ -118,14 +126,19 @@ class Experiment:
             )
         return tuple(wanted)
 
-    def _count_windows(self, name: str, split: str) -> int:
-        shards = getattr(self.manifest.domain(name), split)
-        windows = TokenWindows(
-            [self.manifest.root / shard.path for shard in shards],
-            sequence_length=self.config.data.sequence_length,
-            dtype=self.manifest.dtype,
-        )
-        return len(windows)
+    def share(self, token_budget: int) -> float:
+        """Of every domain's documents that runs of a budget draw from."""
+        if not self.config.probe.match_repetition:
+            return 1.0
+        return min(1.0, token_budget / self.config.train.budget.tokens)
+
+    def supply(self, token_budget: int) -> Supply:
+        """What runs of a budget can draw from."""
+        return self._supplies.of_share(self.share(token_budget))
+
+    def supply_of(self, spec: RunSpec) -> Supply:
+        """What a run can draw from."""
+        return self._supplies.of_share(spec.share)
 
     def _resolve_model(self, model: ModelConfig) -> dict[str, Any]:
         return resolve_model(
@@ -156,7 +169,7 @@ class Experiment:
             domains,
             minimum=_by_domain(minimum, domains, what="solve.min_weight"),
             maximum=_by_domain(solve.max_weight, domains, what="solve.max_weight"),
-            available_tokens=self.available_tokens,
+            available_tokens=self.supply(token_budget).tokens,
             token_budget=token_budget,
             max_epochs=self.config.data.max_epochs,
         )
@@ -190,24 +203,25 @@ class Experiment:
     def _probes_of_budget(self, index: int) -> Iterator[PlannedProbe]:
         config = self.config
         budget, model = config.probe.budgets[index], self.probe_models[index]
-        length = config.data.sequence_length
+        length, supply = config.data.sequence_length, self.supply(budget.tokens)
         parts = ["probe", format_token_count(budget.tokens)]
         if budget.model is not None:
             parts.append(_model_label(budget.model))
         for probe in design_probes(
-            self.reference,
+            supply.mixture_of_windows(self.reference),
             self._design(index),
             num_sequences=budget.tokens // length,
             sequences_per_batch=self._sequences_per_batch(budget),
-            max_sequences=np.floor(config.data.max_epochs * np.array(self.num_windows)),
+            max_sequences=np.floor(config.data.max_epochs * supply.windows),
         ):
             spec = self._spec(
                 "-".join([*parts, probe.label]),
-                probe.sequences,
+                [probe.sequences],
                 seed=probe.seed,
                 budget=budget,
                 model=model,
                 evaluations=config.evaluation.probe_points,
+                share=self.share(budget.tokens),
             )
             yield PlannedProbe(
                 token_budget=budget.tokens,
@@ -233,18 +247,14 @@ class Experiment:
     def targets(self, mixtures: Mapping[str, Mixture]) -> list[PlannedTarget]:
         """The target runs of these mixtures, every mixture under every seed."""
         budget = self.config.train.budget
-        batch = self._sequences_per_batch(budget)
-        # Never more than the budget: the epoch caps of the solved mixture were those of the budget.
-        num_sequences = budget.tokens // (batch * self.config.data.sequence_length) * batch
         planned = []
         for name, mixture in mixtures.items():
-            weights = mixture.reordered(self.domains).as_array()
-            sequences = tuple(largest_remainder(weights, num_sequences).tolist())
+            stages = self._target_stages(mixture.reordered(self.domains))
             for seed in self.config.train_seeds:
                 label = f"train-{format_token_count(budget.tokens)}-{name}-seed{seed}"
                 spec = self._spec(
                     label,
-                    sequences,
+                    stages,
                     seed=seed,
                     budget=budget,
                     model=self.model,
@@ -252,6 +262,26 @@ class Experiment:
                 )
                 planned.append(PlannedTarget(mixture=name, seed=seed, spec=spec))
         return planned
+
+    def _target_stages(self, mixture: Mixture) -> list[tuple[int, ...]]:
+        """Windows of each domain in each part of a target run that begins with `mixture`."""
+        config, budget = self.config, self.config.train.budget
+        batch = self._sequences_per_batch(budget)
+        # Never more than the budget: the epoch caps of the solved mixture were those of the budget.
+        num_steps = budget.tokens // (batch * config.data.sequence_length)
+        begins = [0, *(round(stage.begin * num_steps) for stage in config.train.stages)]
+        ends = [*begins[1:], num_steps]
+        stages = []
+        for index, (begin, end) in enumerate(zip(begins, ends, strict=True)):
+            if begin >= end:
+                raise ValueError(
+                    f"train.stages: part {index + 1} of a run of {num_steps} steps begins at step "
+                    f"{begin} and ends at step {end}; move the begins apart, or raise train.budget"
+                )
+            weights = mixture if index == 0 else self.later_mixtures[index - 1]
+            of_windows = self._supplies.of_share(1.0).mixture_of_windows(weights).as_array()
+            stages.append(tuple(largest_remainder(of_windows, (end - begin) * batch).tolist()))
+        return stages
 
     def baselines(self, alternatives: Mapping[str, Mapping[str, float]]) -> dict[str, Mixture]:
         """The baselines' mixtures; `alternatives` are the projections' weights by kind.
@@ -310,18 +340,20 @@ class Experiment:
     def _spec(
         self,
         label: str,
-        sequences: Sequence[int],
+        stages: Sequence[tuple[int, ...]],
         *,
         seed: int,
         budget: BudgetConfig,
         model: Mapping[str, Any],
         evaluations: int,
+        share: float = 1.0,
     ) -> RunSpec:
-        self._check_epochs(label, sequences)
+        sequences = tuple(map(sum, zip(*stages, strict=True)))
+        self._check_epochs(label, sequences, self._supplies.of_share(share))
         return RunSpec(
             label=label,
             domains=self.domains,
-            sequences=tuple(sequences),
+            sequences=sequences,
             sequence_length=self.config.data.sequence_length,
             seed=seed,
             model=model,
@@ -332,6 +364,10 @@ class Experiment:
                 "points": evaluations,
             },
             data=self.data_fingerprint,
+            packing=self.config.data.packing,
+            locality=self.config.data.locality,
+            share=share,
+            stages=tuple(stages) if len(stages) > 1 else (),
         )
 
     def _optimisation(self, budget: BudgetConfig) -> dict[str, Any]:
@@ -349,9 +385,10 @@ class Experiment:
             ),
         }  # fmt: skip
 
-    def _check_epochs(self, label: str, sequences: Sequence[int]) -> None:
+    def _check_epochs(self, label: str, sequences: Sequence[int], supply: Supply) -> None:
         limit = self.config.data.max_epochs
-        for name, wanted, available in zip(self.domains, sequences, self.num_windows, strict=True):
+        available_K = supply.windows.tolist()
+        for name, wanted, available in zip(self.domains, sequences, available_K, strict=True):
             # Rounding a weight at its cap to whole sequences may add less than one.
             if wanted >= limit * available + 1:
                 length = self.config.data.sequence_length

@@ -280,9 +280,9 @@ def _write_counts(domains: Sequence[DomainText], manifest: Manifest, config: Pre
             "documents_read": len(domain.documents.hashes),
             "documents": count_fates(domain.fate),
             "train_tokens": sum(shard.tokens for shard in shards.train),
-            "train_text_bytes": sum(shard.text_bytes for shard in shards.train),
+            "train_text_bytes": domain.bytes_of(domain.select(Fate.TRAIN)),
             "validation_tokens": sum(shard.tokens for shard in shards.validation),
-            "validation_text_bytes": sum(shard.text_bytes for shard in shards.validation),
+            "validation_text_bytes": domain.bytes_of(domain.select(Fate.VALIDATION)),
         }
     settings = {
         "seed": config.seed,

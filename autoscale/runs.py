@@ -13,9 +13,12 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from .records import read_json, write_json
+from .windows.form import Packing
 
 Status = Literal["finished", "failed", "interrupted", "waiting"]
 _IDENTITY_VERSION = 1  # raise it when the same spec would give another loss
+# Fields that came later enter the identity only where they say something new.
+_ADDED_FIELDS: dict[str, Any] = {"packing": "contiguous", "locality": 1, "share": 1.0, "stages": []}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,6 +35,11 @@ class RunSpec:
         optimisation: rate, schedule, AdamW, clipping, sequences a batch, precision.
         evaluation: validation windows and evaluation points.
         data: fingerprint of the shards.
+        packing: how documents fill the windows (`windows.form.Packing`).
+        locality: neighbouring windows that are drawn together.
+        share: of every domain's documents that the run draws from.
+        stages: windows of each domain in each part of a run whose weights change; empty for one
+            part. `sequences` is their sum.
     """
 
     label: str
@@ -43,10 +51,22 @@ class RunSpec:
     optimisation: Mapping[str, Any]
     evaluation: Mapping[str, Any]
     data: str
+    packing: Packing = "contiguous"
+    locality: int = 1
+    share: float = 1.0
+    stages: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         assert len(self.domains) == len(self.sequences)
-        assert sum(self.sequences) % self.sequences_per_batch == 0, self
+        for quotas in (self.sequences, *self.stages):
+            assert sum(quotas) % self.sequences_per_batch == 0, self
+        if self.stages:
+            assert tuple(map(sum, zip(*self.stages, strict=True))) == self.sequences, self
+
+    @property
+    def quotas(self) -> tuple[tuple[int, ...], ...]:
+        """Windows of each domain in each part of the run, one part or more."""
+        return self.stages or (self.sequences,)
 
     @property
     def sequences_per_batch(self) -> int:
@@ -62,7 +82,7 @@ class RunSpec:
 
     @property
     def tokens(self) -> dict[str, int]:
-        """Tokens that the run draws of each domain."""
+        """Tokens that the run draws of each domain; with packing, padding counts."""
         return {
             name: count * self.sequence_length
             for name, count in zip(self.domains, self.sequences, strict=True)
@@ -77,6 +97,9 @@ class RunSpec:
         """Twelve hexadecimal digits."""
         content = self.to_dict() | {"identity_version": _IDENTITY_VERSION}
         del content["label"]
+        for key, default in _ADDED_FIELDS.items():
+            if content[key] == default:
+                del content[key]
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
@@ -89,7 +112,8 @@ class RunSpec:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        tuples = {key: tuple(content[key]) for key in ("domains", "sequences")}
+        tuples: dict[str, Any] = {key: tuple(content[key]) for key in ("domains", "sequences")}
+        tuples["stages"] = tuple(map(tuple, content.get("stages", ())))
         return cls(**{**content, **tuples})
 
 
@@ -104,7 +128,14 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunResult:
-    """What a finished run gave; tokens are those realised, not those asked for."""
+    """What a finished run gave; tokens are those realised, not those asked for.
+
+    Attributes:
+        tokens: labels of each domain that the run learned from; padding does not count.
+        epochs: passes over each domain's windows.
+        windows: windows of each domain that the ranks were given; None in older records.
+        checksum: of all rows that the ranks were given (`delivery.Delivery`); None likewise.
+    """
 
     spec: RunSpec
     tokens: Mapping[str, int]
@@ -120,6 +151,8 @@ class RunResult:
     commit: str | None
     started_at: str
     finished_at: str
+    windows: Mapping[str, int] | None = None
+    checksum: str | None = None
 
     @property
     def final_losses(self) -> Mapping[str, float]:

@@ -10,23 +10,32 @@ Position n becomes (domain, epoch, window) by arithmetic alone, in three steps:
 
 So the order of the windows within a domain depends neither on the weights nor on the other
 domains, nothing has to be stored but the quotas, and a run may go on from any position at any
-world size. Ranks take contiguous slices of each global batch *after* a keyed shuffle inside it
-(`batch_positions`): the spread of step 1 is periodic, and would give a rank always the same domain.
+world size. The last stage may be cut at any position for another one (`change_stage`). Ranks take
+contiguous slices of each global batch *after* a keyed shuffle inside it (`batch_positions`): the
+spread of step 1 is periodic, and would give a rank always the same domain.
 """
 
 import hashlib
 import json
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .permutation import MAX_SIZE, KeyedPermutations, derive_key, derive_subkeys
+from . import kernel
+from .mixture import largest_remainder
+from .permutation import MAX_SIZE, derive_key, derive_subkeys, permute, permute_blocks
 from .quota_tree import MAX_DRAWS, QuotaTree
 
+OPEN_END: Final = 2**40
+"""Samples of a stage without an end."""
+
 _ORDER_VERSION: Final = 1  # raise it when the same quotas and seed would give another order
+_UNIT_OF_SHARES: Final = 2**49  # room below 2**50 for weights that are rounded up to one
 _CHUNK: Final = 1 << 14  # positions located at a time: the working arrays stay in the cache
 
 
@@ -35,14 +44,49 @@ class Stage:
     """A stretch of a run with constant weights.
 
     Attributes:
-        quotas: windows to draw of each domain, zeros allowed; their sum is the stage's length.
+        quotas: windows to draw of each domain, zeros allowed.
+        shares: integers proportional to the weights that the quotas were rounded from, with a sum
+            up to 2**50; the schedule then stays closer to the weights. Empty: the quotas are taken.
+        num_samples: length of the stage; None stands for the sum of the quotas, and is replaced by
+            it. Shorter where the stage was cut: the quotas are then not drawn to their end.
     """
 
     quotas: tuple[int, ...]
+    shares: tuple[int, ...] = ()
+    num_samples: int = None  # type: ignore[assignment]  # an integer from here on
 
-    @property
-    def num_samples(self) -> int:
-        return sum(self.quotas)
+    def __post_init__(self) -> None:
+        if self.num_samples is None:
+            object.__setattr__(self, "num_samples", sum(self.quotas))  # type: ignore[unreachable]
+
+    @classmethod
+    def of_weights(cls, weights: Sequence[float], num_samples: int | None = None) -> Self:
+        """The stage that follows `weights`, its quotas rounded by largest remainder.
+
+        Args:
+            weights: of the domains, at least 0, of any scale.
+            num_samples: length of the stage; None is a stage without an end, which holds 2**40
+                samples and is meant to be cut (`MixtureOrder.change_stage`).
+
+        Raises:
+            ValueError: a weight is negative or not finite, or all are 0.
+        """
+        for number, weight in enumerate(weights):
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ValueError(
+                    f"weight number {number} is {weight}; expected a finite number of at least 0"
+                )
+        total = math.fsum(weights)
+        if not total > 0:
+            raise ValueError("all weights are 0; give at least one domain a positive weight")
+        if num_samples is None:
+            num_samples = OPEN_END
+        return cls(
+            quotas=tuple(largest_remainder(weights, num_samples).tolist()),
+            shares=tuple(
+                max(int(weight / total * _UNIT_OF_SHARES), 1) if weight else 0 for weight in weights
+            ),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,9 +112,12 @@ class MixtureOrder:
         num_windows: windows that each domain has.
         seed: of the window order.
         stages: the run's stages so far; `append_stage` adds more.
+        locality: windows that are read together: an epoch shuffles blocks of so many neighbours,
+            and the windows inside each block. 1 shuffles single windows.
 
     Raises:
-        ValueError: names repeat, lengths differ, or a stage asks for what a domain does not have.
+        ValueError: names repeat, lengths differ, a stage asks for what a domain does not have, or
+            the locality is below 1.
     """
 
     def __init__(
@@ -80,13 +127,15 @@ class MixtureOrder:
         num_windows: Sequence[int],
         seed: int,
         stages: Sequence[Stage] = (),
+        locality: int = 1,
     ) -> None:
         self.domains = tuple(domains)
-        self.num_windows = tuple(int(count) for count in num_windows)
         self.seed = int(seed)
-        _check_domains(self.domains, self.num_windows)
-        self._windows = np.asarray(self.num_windows, dtype=np.int64)
-        self._permutations = KeyedPermutations(self._windows)
+        self.locality = int(locality)
+        _check_domains(self.domains, num_windows)
+        if self.locality < 1:
+            raise ValueError(f"locality is {locality}; expected at least 1 window a block")
+        self._windows = np.array([int(count) for count in num_windows], dtype=np.int64)
         self._keys = np.array(
             [derive_key("windows", self.seed, name) for name in self.domains], dtype=np.uint64
         )
@@ -96,24 +145,58 @@ class MixtureOrder:
             self.append_stage(stage)
 
     @property
+    def num_windows(self) -> tuple[int, ...]:
+        return tuple(self._windows.tolist())
+
+    @property
     def stages(self) -> tuple[Stage, ...]:
-        return tuple(placed.stage for placed in self._stages)
+        return tuple(placed.stage() for placed in self._stages)
 
     @property
     def num_samples(self) -> int:
-        """Length of the order: the sum of all quotas of all stages."""
+        """Length of the order: the samples of all stages."""
         return self._end.position
 
     def append_stage(self, stage: Stage) -> None:
         """Go on with other quotas after the last stage; draws and epochs are counted through."""
         self._check_stage(stage)
-        self._stages.append(
-            _PlacedStage(stage=stage, begin=self._end, tree=QuotaTree(stage.quotas))
+        shares = np.array(stage.shares, dtype=np.int64) if stage.shares else None
+        tree = QuotaTree(stage.quotas, None if shares is None else stage.shares)
+        self._place(
+            _PlacedStage(begin=self._end, num_samples=stage.num_samples, tree=tree, shares=shares)
         )
-        self._end = _StageEnd(
-            position=self._end.position + stage.num_samples,
-            draws=self._end.draws + np.asarray(stage.quotas, dtype=np.int64),
-        )
+
+    def change_stage(self, position: int, stage: Stage) -> None:
+        """Cut the last stage at `position` and go on with another; what came before stays.
+
+        Draws and epochs are counted through: no window is drawn twice or left out in an epoch.
+
+        Args:
+            position: the first sample of the new stage, inside the last stage or at one of its
+                ends.
+            stage: the new stage.
+
+        Raises:
+            ValueError: the position lies elsewhere, or the stage does not fit the domains.
+        """
+        last = self._stages[-1] if self._stages else None
+        first = last.begin.position if last else 0
+        if not first <= position <= self.num_samples:
+            raise ValueError(
+                f"a stage cannot begin at position {position}: the last stage goes from {first} "
+                f"to {self.num_samples}, and what was drawn before it cannot change"
+            )
+        self._check_stage(stage, position)
+        if last and position < self.num_samples:
+            self._stages.pop()
+            self._end = last.begin
+            if position > first:
+                self._place(replace(last, num_samples=position - first))
+        self.append_stage(stage)
+
+    def _place(self, placed: "_PlacedStage") -> None:
+        self._stages.append(placed)
+        self._end = placed.end()
 
     def locate(self, positions: NDArray[np.int64]) -> Located:
         """What stands at the given positions, which may come in any order and span stages.
@@ -162,8 +245,8 @@ class MixtureOrder:
             "seed": self.seed,
             "domains": list(self.domains),
             "num_windows": list(self.num_windows),
-            "stages": [list(stage.quotas) for stage in self.stages],
-        }
+            "stages": [_stage_record(stage) for stage in self.stages],
+        } | ({} if self.locality == 1 else {"locality": self.locality})
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> Self:
@@ -182,7 +265,8 @@ class MixtureOrder:
             domains=state["domains"],
             num_windows=state["num_windows"],
             seed=state["seed"],
-            stages=[Stage(quotas=tuple(quotas)) for quotas in state["stages"]],
+            stages=[_recorded_stage(record) for record in state["stages"]],
+            locality=state.get("locality", 1),
         )
 
     def digest(self) -> str:
@@ -209,19 +293,23 @@ class MixtureOrder:
         self, domain: NDArray[np.int64], draws_before: NDArray[np.int64]
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """The epoch and the permuted window of draw number `draws_before` of each domain."""
+        if kernel.compiled is not None and self.locality == 1:
+            epoch, window = np.empty_like(domain), np.empty_like(domain)
+            kernel.draw_windows(self._windows, self._keys, domain, draws_before, epoch, window)
+            return epoch, window
         num_windows = self._windows[domain]
         epoch = draws_before // num_windows
         key = derive_subkeys(self._keys[domain], epoch)
-        return epoch, self._permutations.apply(domain, draws_before - epoch * num_windows, key)
+        index = draws_before - epoch * num_windows
+        if self.locality == 1:
+            return epoch, permute(index, num_windows, key)
+        return epoch, permute_blocks(index, num_windows, key, self.locality)
 
-    def _check_stage(self, stage: Stage) -> None:
-        if len(stage.quotas) != len(self.domains):
-            raise ValueError(
-                f"stage has {len(stage.quotas)} quotas; expected one for each of the "
-                f"{len(self.domains)} domains {', '.join(self.domains)}"
-            )
+    def _check_stage(self, stage: Stage, position: int | None = None) -> None:
+        """Raise ValueError unless the stage fits at `position`, the end of the order by default."""
+        _check_shape(stage, self.domains)
         for name, quota, available in zip(
-            self.domains, stage.quotas, self.num_windows, strict=True
+            self.domains, stage.quotas, self._windows.tolist(), strict=True
         ):
             if quota < 0:
                 raise ValueError(f"domain {name!r} has quota {quota}; expected at least 0")
@@ -230,12 +318,16 @@ class MixtureOrder:
                     f"domain {name!r} has quota {quota} but no windows; give it weight 0, or "
                     "shorten the sequences until it has some"
                 )
-        if stage.num_samples == 0:
+        most = sum(stage.quotas)
+        if most == 0:
             raise ValueError("stage draws nothing: all quotas are 0; give one domain a quota")
-        if self.num_samples + stage.num_samples > MAX_DRAWS:
+        if not 1 <= stage.num_samples <= most:
+            raise ValueError(f"stage has {stage.num_samples} samples; its quotas allow 1 to {most}")
+        end = (self.num_samples if position is None else position) + stage.num_samples
+        if max(end, most) > MAX_DRAWS:
             raise ValueError(
-                f"the stages have {self.num_samples + stage.num_samples} samples together; "
-                f"at most {MAX_DRAWS} are supported"
+                f"the stages have {max(end, most)} samples together; at most {MAX_DRAWS} are "
+                "supported"
             )
 
     def _check_positions(self, positions: NDArray[np.int64]) -> None:
@@ -257,32 +349,41 @@ def batch_positions(
 ) -> NDArray[np.int64]:
     """Positions of this rank's slice of a global batch, after a keyed shuffle inside the batch.
 
+    Where the ranks do not divide the batch, rank r takes the places from floor(r B / W) up to
+    floor((r + 1) B / W) of the shuffled batch of B, so that slices differ by one at most.
+
+    Another batch size keeps what stands at the positions `[0, n)`, for every n: a run that has
+    consumed n samples has drawn the same windows, whatever its batches were. It does not keep the
+    order inside a batch, and so not the slice that a rank is given.
+
     Args:
         step: number of the global batch, or an array of them.
         batch_size: windows in a global batch; global batch `s` holds the positions
             `[s * batch_size, (s + 1) * batch_size)`, whatever the world size.
         rank: this rank, below `world_size`.
-        world_size: ranks that share the batch evenly.
+        world_size: ranks that share the batch.
         seed: of the shuffle.
 
     Returns:
-        Positions, shape (batch_size / world_size,), after the shape of `step` if it is an array.
+        Positions, shape (share,), after the shape of `step` if it is an array.
 
     Raises:
-        ValueError: the ranks do not divide the batch.
+        ValueError: the batch is empty.
     """
     assert 0 <= rank < world_size, (rank, world_size)
-    if batch_size < 1 or batch_size % world_size:
-        raise ValueError(
-            f"a global batch of {batch_size} windows cannot be shared evenly by {world_size} "
-            f"ranks; choose a multiple of {world_size}"
-        )
-    share = batch_size // world_size
-    steps = np.asarray(step, dtype=np.int64)[..., None]
-    keys = derive_subkeys(np.array([derive_key("batch", seed)]), steps)
-    tickets = derive_subkeys(keys, np.arange(batch_size))
+    if batch_size < 1:
+        raise ValueError(f"a global batch of {batch_size} windows; expected at least 1")
+    first, end = (batch_size * edge // world_size for edge in (rank, rank + 1))
+    key = derive_key("batch", seed)
+    steps = np.asarray(step, dtype=np.int64)
+    if kernel.compiled is not None:
+        positions = np.empty((*steps.shape, end - first), dtype=np.int64)
+        kernel.shuffle(int(key), batch_size, first, np.ascontiguousarray(steps), positions)
+        return positions
+    steps = steps[..., None]
+    tickets = derive_subkeys(derive_subkeys(np.array([key]), steps), np.arange(batch_size))
     shuffled = np.argsort(tickets, axis=-1, kind="stable")
-    return steps * batch_size + shuffled[..., rank * share : (rank + 1) * share]
+    return steps * batch_size + shuffled[..., first:end]
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,11 +396,25 @@ class _StageEnd:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _PlacedStage:
-    """A stage, what came before it, and its schedule."""
+    """A stage, as arrays: what came before it, its length, its schedule and its shares."""
 
-    stage: Stage
     begin: _StageEnd
+    num_samples: int
     tree: QuotaTree
+    shares: NDArray[np.int64] | None
+
+    def stage(self) -> Stage:
+        return Stage(
+            quotas=tuple(self.tree.quotas().tolist()),
+            shares=() if self.shares is None else tuple(self.shares.tolist()),
+            num_samples=self.num_samples,
+        )
+
+    def end(self) -> _StageEnd:
+        return _StageEnd(
+            position=self.begin.position + self.num_samples,
+            draws=self.begin.draws + self.tree.counts(self.num_samples),
+        )
 
     def locate(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Domain and draws of it before, for positions inside this stage, both of shape (n,)."""
@@ -307,14 +422,56 @@ class _PlacedStage:
         return domain, rank + self.begin.draws[domain]
 
 
-def _check_domains(domains: tuple[str, ...], num_windows: tuple[int, ...]) -> None:
+def _stage_record(stage: Stage) -> list[int] | dict[str, Any]:
+    """As JSON; a plain list where the quotas say all, as in the states of earlier versions."""
+    quotas, whole = list(stage.quotas), stage.num_samples == sum(stage.quotas)
+    if whole and not stage.shares:
+        return quotas
+    return {
+        "quotas": quotas,
+        "shares": list(stage.shares),
+        "num_samples": stage.num_samples,
+    }
+
+
+def _recorded_stage(record: Sequence[int] | Mapping[str, Any]) -> Stage:
+    if not isinstance(record, Mapping):
+        return Stage(quotas=tuple(record))
+    return Stage(
+        quotas=tuple(record["quotas"]),
+        shares=tuple(record["shares"]),
+        num_samples=record["num_samples"],
+    )
+
+
+def _check_shape(stage: Stage, domains: tuple[str, ...]) -> None:
+    if len(stage.quotas) != len(domains):
+        raise ValueError(
+            f"stage has {len(stage.quotas)} quotas; expected one for each of the {len(domains)} "
+            f"domains {', '.join(domains)}"
+        )
+    if not stage.shares:
+        return
+    if len(stage.shares) != len(domains):
+        raise ValueError(
+            f"stage has {len(stage.shares)} shares; expected one for each of the {len(domains)} "
+            f"domains {', '.join(domains)}"
+        )
+    if min(stage.shares) < 0 or not 1 <= sum(stage.shares) <= MAX_DRAWS:
+        raise ValueError(
+            f"stage has shares from {min(stage.shares)} on, {sum(stage.shares)} together; expected "
+            f"at least 0, and 1 to {MAX_DRAWS} together"
+        )
+
+
+def _check_domains(domains: tuple[str, ...], num_windows: Sequence[int]) -> None:
     if not domains:
         raise ValueError("a mixture order needs at least one domain; found none")
     if len(num_windows) != len(domains):
         raise ValueError(
             f"{len(domains)} domains but {len(num_windows)} numbers of windows; give one for each"
         )
-    repeated = sorted({name for name in domains if domains.count(name) > 1})
+    repeated = sorted(name for name, times in Counter(domains).items() if times > 1)
     if repeated:
         raise ValueError(f"domain {repeated[0]!r} is named more than once; names must be distinct")
     for name, count in zip(domains, num_windows, strict=True):

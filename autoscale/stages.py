@@ -56,7 +56,8 @@ def plan(config: ExperimentConfig) -> Path:
     )
     stand_in = dict(zip(experiment.domains, weights.tolist(), strict=True))
     mixtures = experiment.baselines(dict.fromkeys(PROJECTIONS, stand_in))
-    for target in experiment.targets({"autoscale": experiment.mixture(stand_in), **mixtures}):
+    targets = experiment.targets({"autoscale": experiment.mixture(stand_in), **mixtures})
+    for target in targets:
         row = _planned("train", target.spec, experiment)
         runs.append({**row, "run_id": None, "status": "waiting", "max_epochs": None})
     rate, basis = _device_rate(config, experiment, size.flops_per_token)
@@ -81,15 +82,66 @@ def plan(config: ExperimentConfig) -> Path:
         "runs": runs,
         "totals": totals,
         "cost_basis": basis,
+        "packing": _packing(experiment),
+        "matched_probes": _matched_probes(experiment),
+        "train_stages": _train_stages(targets[0].spec),
         "foresight": foresee_decision(experiment, artifact(config, "fit")),
     }
     return write_json(artifact(config, "plan"), "plan", content)
 
 
+def _packing(experiment: Experiment) -> dict[str, Any] | None:
+    """How documents are packed, and the positions of each domain that predict nothing."""
+    data = experiment.config.data
+    if data.packing == "contiguous":
+        return None
+    supply = experiment.supply(experiment.config.train.budget.tokens)
+    unused_K = 1 - supply.tokens / (supply.windows * data.sequence_length)
+    unused = dict(zip(experiment.domains, unused_K.tolist(), strict=True))
+    return {"mode": data.packing, "unused": unused}
+
+
+def _matched_probes(experiment: Experiment) -> list[dict[str, Any]] | None:
+    """The share of each domain that probes of a budget draw from, and the tokens in it."""
+    config = experiment.config
+    if not config.probe.match_repetition:
+        return None
+    rows = []
+    for token_budget in dict.fromkeys(budget.tokens for budget in config.probe.budgets):
+        tokens_K = experiment.supply(token_budget).tokens.tolist()
+        rows.append(
+            {
+                "token_budget": token_budget,
+                "share": experiment.share(token_budget),
+                "tokens": dict(zip(experiment.domains, tokens_K, strict=True)),
+            }
+        )
+    return rows
+
+
+def _train_stages(spec: RunSpec) -> list[dict[str, Any]]:
+    """The later parts of a target run, which are those of every one, as their weights are met."""
+    rows, position = [], 0
+    for quotas in spec.quotas:
+        total = sum(quotas)
+        weights = [quota / total for quota in quotas]
+        rows.append(
+            {
+                "step": position // spec.sequences_per_batch,
+                "tokens": total * spec.sequence_length,
+                "weights": dict(zip(spec.domains, weights, strict=True)),
+            }
+        )
+        position += total
+    return rows[1:]
+
+
 def _planned(stage: str, spec: RunSpec, experiment: Experiment) -> dict[str, Any]:
     epochs = [
         count / available
-        for count, available in zip(spec.sequences, experiment.num_windows, strict=True)
+        for count, available in zip(
+            spec.sequences, experiment.supply_of(spec).windows.tolist(), strict=True
+        )
     ]
     most = int(np.argmax(epochs))
     size = model_size(spec.model, spec.sequence_length)
@@ -179,6 +231,12 @@ def project(config: ExperimentConfig, token_budget: int | None = None) -> Path:
     """
     experiment = Experiment(config)
     target = config.train.budget.tokens if token_budget is None else token_budget
+    if config.probe.match_repetition and target != config.train.budget.tokens:
+        raise ValueError(
+            f"the probe runs repeat their data as a run of {config.train.budget.tokens} tokens "
+            f"would (probe.match_repetition), and a run of {target} repeats it otherwise; set "
+            "train.budget to the tokens wanted and run `autoscale probe` again"
+        )
     fitted = read_json(artifact(config, "fit"), "fit")
     if fitted["domains"] != list(experiment.domains):
         raise ValueError(

@@ -170,6 +170,7 @@ def _experiment_section(experiment: Experiment) -> dict[str, Any]:
         "amplitude": config.fit.amplitude,
         "metric": config.fit.metric,
         "repetition": config.fit.repetition,
+        "match_repetition": config.probe.match_repetition,
         "objective": objective.to_dict(),
         "unit": unit_of(config.fit.metric, objective),
         "projection": config.projection,
@@ -192,7 +193,9 @@ def _data_section(experiment: Experiment) -> dict[str, Any]:
         "available_tokens": dict(
             zip(experiment.domains, map(int, experiment.available_tokens), strict=True)
         ),
-        "bytes_per_token": {name: manifest.bytes_per_token(name) for name in experiment.domains},
+        "bytes_per_token": {
+            name: manifest.find_bytes_per_token(name) for name in experiment.domains
+        },
     }
 
 

@@ -7,6 +7,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+STATUS_STYLE = {"finished": "green", "failed": "bold red", "interrupted": "yellow"}
+
 
 def new_table(title: str | None = None) -> Table:
     """An empty table."""
@@ -18,6 +20,11 @@ def new_table(title: str | None = None) -> Table:
         padding=(0, 1, 0, 0),
         header_style="bold dim",
     )
+
+
+def status_text(status: str) -> Text:
+    """The state of a run, in its colour."""
+    return Text(status, style=STATUS_STYLE.get(status, "dim"))
 
 
 def notes(marked: Sequence[tuple[str, str]]) -> Table:

@@ -1,4 +1,4 @@
-"""Tables on the terminal: the plan, the state of the runs, and what the experiment found.
+"""Tables on the terminal: the state of the runs, what they drew, and what the experiment found.
 
 Everything fits in 100 columns. Mixtures are columns or rows as it suits, domains are always rows,
 since there can be dozens of them.
@@ -12,14 +12,13 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from .audit import Audit
 from .decision_tables import joint_parts
-from .progress import format_seconds
-from .tables import new_table, notes, stacked
+from .tables import STATUS_STYLE, new_table, notes, stacked, status_text
 from .token_count import format_token_count, round_token_count
 from .wording import interval, signed
 
 MAX_MIXTURES = 6  # columns of weights
-_STATUS_STYLE = {"finished": "green", "failed": "bold red", "interrupted": "yellow"}
 _VERDICT_STYLE = {"better": "green", "worse": "red", "not distinguishable": "yellow"}
 
 
@@ -132,80 +131,6 @@ def _target(summary: Mapping[str, Any]) -> str:
     return format_token_count(summary["experiment"]["target_budget"])
 
 
-def plan_table(plan: Mapping[str, Any]) -> RenderableType:
-    """The runs of plan.json with their size, and what each stage costs."""
-    model = plan["model"]
-    heading = (
-        f"Experiment {plan['name']}: {len(plan['domains'])} domains, a model of "
-        f"{round_token_count(model['parameters'])} parameters"
-    )
-    runs = new_table()
-    runs.add_column("run", overflow="ellipsis", no_wrap=True, max_width=52)
-    for column in ("tokens", "FLOPs"):
-        runs.add_column(column, justify="right", no_wrap=True)
-    runs.add_column("most repeated", no_wrap=True)
-    runs.add_column("status", no_wrap=True)
-    for _, stage in groupby(plan["runs"], key=lambda row: row["stage"]):
-        for row in stage:
-            runs.add_row(
-                row["label"],
-                round_token_count(row["tokens"]),
-                f"{row['flops']:.2e}",
-                _most_repeated(row["max_epochs"]),
-                _status(row["status"]),
-            )
-        runs.add_section()
-    basis = Text(f"Rate of a device: {plan['cost_basis']}.", style="dim")
-    parts: list[RenderableType] = [Text(heading, style="bold"), runs, _totals_table(plan), basis]
-    return stacked([*parts, *plan_lines(plan["foresight"])])
-
-
-def plan_lines(foresight: Mapping[str, Any] | None) -> list[RenderableType]:
-    """What the probes are expected to tell: a table by number of mixtures, and a sentence."""
-    if foresight is None:
-        return []
-    budget = format_token_count(foresight["token_budget"])
-    table = new_table(title=f"What probes at {budget} are expected to tell, in {foresight['unit']}")
-    for heading in ("mixtures", "runs", "tokens", "gain known to", "regret", "gain told"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for row in foresight["rows"]:
-        table.add_row(
-            str(row["mixtures"]),
-            str(row["runs"]),
-            round_token_count(row["tokens"]),
-            f"±{row['half_width']:.4f}",
-            f"{row['regret']:.4f}",
-            f"{row['probability']:.0%}",
-            style="bold" if row["mixtures"] == foresight["planned"] else "",
-        )
-    said = f"Simulated with {foresight['basis']}; noise: {foresight['noise_basis']}."
-    tables: list[RenderableType] = [table] if foresight["rows"] else []
-    return [*tables, Text(foresight["sentence"]), Text(said, style="dim")]
-
-
-def _most_repeated(most: Mapping[str, Any] | None) -> str:
-    return "" if most is None else f"{most['domain']} {most['epochs']:.2f} epochs"
-
-
-def _totals_table(plan: Mapping[str, Any]) -> Table:
-    totals = new_table()
-    totals.add_column("stage")
-    for column in ("runs", "tokens", "FLOPs", "runs left", "tokens left", "device time left"):
-        totals.add_column(column, justify="right", no_wrap=True)
-    for stage, total in plan["totals"].items():
-        hours = total["device_hours"]
-        totals.add_row(
-            stage,
-            str(total["runs"]),
-            round_token_count(total["tokens"]),
-            f"{total['flops']:.2e}",
-            str(total["left_runs"]),
-            round_token_count(total["left_tokens"]),
-            "unknown" if hours is None else format_seconds(hours * 3600),
-        )
-    return totals
-
-
 def status_table(status: Mapping[str, Any]) -> RenderableType:
     """Counts by stage, every run that is not finished, and which artifacts exist."""
     parts: list[RenderableType] = [_status_counts(status["runs"])]
@@ -218,7 +143,7 @@ def status_table(status: Mapping[str, Any]) -> RenderableType:
         table.add_column("reason", overflow="fold")
         for row in open_runs:
             seen = f"{round_token_count(row['tokens'])} of {round_token_count(row['total_tokens'])}"
-            table.add_row(row["label"], _status(row["status"]), seen, row["reason"] or "")
+            table.add_row(row["label"], status_text(row["status"]), seen, row["reason"] or "")
         parts.append(table)
     written = [name for name, there in status["artifacts"].items() if there]
     absent = [name for name, there in status["artifacts"].items() if not there]
@@ -240,7 +165,7 @@ def _status_counts(rows: Sequence[Mapping[str, Any]]) -> Table:
         counts = [sum(row["status"] == state for row in listed) for state in states]
         seen, total = (sum(row[key] for row in listed) for key in ("tokens", "total_tokens"))
         cells = [
-            Text(str(n), style=_STATUS_STYLE.get(s, "") if n else "dim")
+            Text(str(n), style=STATUS_STYLE.get(s, "") if n else "dim")
             for n, s in zip(counts, states, strict=True)
         ]
         share = f"{round_token_count(seen)} of {round_token_count(total)} ({seen / total:.0%})"
@@ -248,5 +173,30 @@ def _status_counts(rows: Sequence[Mapping[str, Any]]) -> Table:
     return table
 
 
-def _status(status: str) -> Text:
-    return Text(status, style=_STATUS_STYLE.get(status, "dim"))
+def audit_table(audit: Audit) -> RenderableType:
+    """What a run drew of each domain, as recounted."""
+    table = new_table(title=f"Drawn by {audit.run_id}, step {audit.steps} of {audit.num_steps}")
+    table.add_column("domain", no_wrap=True)
+    for heading in (
+        "windows", "tokens", "epochs", "draws of\na window", "documents\ntouched",
+        "most drawn\ndocument",
+    ):  # fmt: skip
+        table.add_column(heading, justify="right", no_wrap=True)
+    for domain in audit.domains:
+        documents, most = "unknown", "unknown"
+        if domain.documents is not None:
+            documents = f"{domain.documents_touched} of {domain.documents}"
+            most = f"{domain.most_drawn_document:.2f} times"
+        table.add_row(
+            domain.name,
+            str(domain.windows),
+            round_token_count(domain.tokens),
+            f"{domain.epochs:.3f}",
+            f"{domain.fewest_draws} to {domain.most_draws}",
+            documents,
+            most,
+        )
+    said = "The record agrees." if not audit.problems else "The record differs."
+    if audit.checksum is not None:
+        said += f" Checksum of all rows, read again: {audit.checksum}."
+    return stacked([table, Text(said)])

@@ -10,6 +10,7 @@ iterates over the documents of one source. The formats:
     hf://name[:config][@split]   a data set, by hub name or local folder, through `datasets`
     a folder               one saved by `datasets`, or every file in it of the formats above
 
+Files, globs and folders may be local or URLs that fsspec reads, such as s3://bucket/web/*.jsonl.gz.
 JSON lines and .txt may be compressed (.gz, .zst). Text must be UTF-8, and is never repaired: what
 is wrong with a file is a ValueError that names file and line.
 """
@@ -22,10 +23,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from glob import glob, has_magic
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 import zstandard
+
+from .locations import (
+    HUB_PREFIX,
+    file_size,
+    file_system,
+    find_files,
+    is_url,
+    named_errors,
+    open_location,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -41,7 +52,7 @@ FORMATS: dict[str, Format] = {
 }
 COMPRESSIONS = (".gz", ".zst")
 SUPPORTED = "expected .jsonl, .ndjson, .json (lines), .txt, each also .gz or .zst, or .parquet"
-HUB_PREFIX = "hf://"
+SAVED_DATASET_FILES = ("dataset_dict.json", "state.json")
 READ_BYTES = 1 << 20
 ROWS_PER_BATCH = 1000
 
@@ -51,7 +62,7 @@ class TextSource:
     """One place from which documents are read in a fixed order."""
 
     location: str
-    """Path of a file or saved data set, or `hf://name[:config]`."""
+    """Path or URL of a file or saved data set, or `hf://name[:config]`."""
     format: Format
     size: int
     """Bytes to read: on disk for a file, in memory for a data set. The unit of progress."""
@@ -106,33 +117,59 @@ def _resolve(location: str, domain: str, *, split: str) -> list[TextSource]:
     if location.startswith(HUB_PREFIX):
         name, _, own_split = location.partition("@")
         return [_dataset_source(name, domain, split=own_split or split)]
+    if is_url(location):
+        return _resolve_url(location, domain, split=split)
     path = Path(location)
     if path.is_dir():
         if _is_saved_dataset(path):
             return [_dataset_source(location, domain, split=split)]
-        files = sorted(file for file in path.rglob("*") if file.is_file() and _format_of(file))
-        if not files:
-            raise ValueError(
-                f"domain {domain!r}: folder {location} holds no text files; {SUPPORTED}, "
-                f"or a folder saved by datasets ({HUB_PREFIX}{location} loads any other data set)"
-            )
-        return [_file_source(file, domain) for file in files]
+        return _folder_sources(location, domain)
     if path.exists():
-        return [_file_source(path, domain)]
+        return [_file_source(str(path), domain)]
     if not has_magic(location):
         raise ValueError(
             f"domain {domain!r}: {location} does not exist; expected a file, a glob, a folder or "
             f"{HUB_PREFIX}name (relative paths start at the experiment file)"
         )
     matches = sorted(Path(match) for match in glob(location, recursive=True))
-    files = [match for match in matches if match.is_file()]
-    if not files:
+    paths = [match for match in matches if match.is_file()]
+    if not paths:
         raise ValueError(f"domain {domain!r}: no file matches {location}; correct the pattern")
+    return [_file_source(str(file), domain) for file in paths]
+
+
+def _resolve_url(url: str, domain: str, *, split: str) -> list[TextSource]:
+    files, path = file_system(url)
+    if has_magic(path):
+        matches = find_files(url)
+        if not matches:
+            raise ValueError(f"domain {domain!r}: no file matches {url}; correct the pattern")
+        return [_file_source(match, domain) for match in matches]
+    if files.isfile(path):
+        return [_file_source(str(files.unstrip_protocol(path)), domain)]
+    if not files.isdir(path):
+        raise ValueError(
+            f"domain {domain!r}: {url} does not exist; expected a file, a glob or a folder, and "
+            "the right to read it"
+        )
+    if any(files.isfile(f"{path}/{name}") for name in SAVED_DATASET_FILES):
+        return [_dataset_source(url, domain, split=split)]
+    return _folder_sources(url, domain)
+
+
+def _folder_sources(location: str, domain: str) -> list[TextSource]:
+    files = [file for file in find_files(location) if _format_of(file)]
+    if not files:
+        raise ValueError(
+            f"domain {domain!r}: folder {location} holds no text files; {SUPPORTED}, "
+            f"or a folder saved by datasets ({HUB_PREFIX}{location} loads any other data set)"
+        )
     return [_file_source(file, domain) for file in files]
 
 
-def _format_of(path: Path) -> tuple[Format, str] | None:
+def _format_of(location: str) -> tuple[Format, str] | None:
     """Format and compression by name, or None when the name is of neither."""
+    path = PurePosixPath(location)
     compression = path.suffix if path.suffix in COMPRESSIONS else ""
     suffix = Path(path.stem).suffix if compression else path.suffix
     file_format = FORMATS.get(suffix)
@@ -141,25 +178,30 @@ def _format_of(path: Path) -> tuple[Format, str] | None:
     return file_format, compression
 
 
-def _file_source(path: Path, domain: str) -> TextSource:
-    found = _format_of(path)
+def _file_source(location: str, domain: str) -> TextSource:
+    found = _format_of(location)
     if found is None:
+        suffixes = "".join(PurePosixPath(location).suffixes)
         raise ValueError(
-            f"domain {domain!r}: {path} is of an unknown format {''.join(path.suffixes)!r}; "
-            f"{SUPPORTED}"
+            f"domain {domain!r}: {location} is of an unknown format {suffixes!r}; {SUPPORTED}"
         )
-    size = path.stat().st_size
+    size = file_size(location)
     if size == 0:
         raise ValueError(
-            f"domain {domain!r}: {path} is empty (0 bytes); remove it from the domain or "
+            f"domain {domain!r}: {location} is empty (0 bytes); remove it from the domain or "
             "write it again"
         )
     file_format, compression = found
-    return TextSource(location=str(path), format=file_format, size=size, compression=compression)
+    return TextSource(
+        location=location,
+        format=file_format,
+        size=size or 1,  # storage that does not say how long a file is: progress is coarse there
+        compression=compression,
+    )
 
 
 def _is_saved_dataset(path: Path) -> bool:
-    return (path / "dataset_dict.json").is_file() or (path / "state.json").is_file()
+    return any((path / name).is_file() for name in SAVED_DATASET_FILES)
 
 
 def _dataset_source(location: str, domain: str, *, split: str) -> TextSource:
@@ -203,7 +245,7 @@ def _load_dataset(location: str, split: str) -> "Dataset":
 
 
 def _read_json_lines(source: TextSource, text_field: str) -> Iterator[tuple[str, int]]:
-    with open(source.location, "rb") as file:
+    with _open(source) as file:
         lines = _decompressed(file, source)
         number = 0
         while True:
@@ -244,7 +286,7 @@ def _text_of_line(line: bytes, text_field: str, where: str) -> str:
 
 
 def _read_txt(source: TextSource) -> Iterator[tuple[str, int]]:
-    with open(source.location, "rb") as file:
+    with _open(source) as file:
         content = _guarded_read(_decompressed(file, source).read, source, "")
     try:
         yield content.decode("utf-8-sig"), source.size
@@ -257,13 +299,15 @@ def _read_parquet(source: TextSource, text_field: str) -> Iterator[tuple[str, in
     import pyarrow as pa  # only where a parquet file is read
     import pyarrow.parquet as parquet
 
+    opened = _open(source)
     try:
-        file = parquet.ParquetFile(source.location)
+        file = parquet.ParquetFile(opened)
     except (pa.ArrowException, OSError) as error:
+        opened.close()
         raise ValueError(
             f"{source.location} is not a readable parquet file ({error}); write it again"
         ) from error
-    with file:
+    with opened, file:
         columns = file.schema_arrow.names
         if text_field not in columns:
             raise ValueError(
@@ -324,6 +368,11 @@ def _checked_text(value: object, text_field: str, where: str) -> str:
                 "this document"
             ) from error
     return value
+
+
+def _open(source: TextSource) -> IO[bytes]:
+    with named_errors(source.location):
+        return open_location(source.location)
 
 
 def _guarded_read(read: Any, source: TextSource, where: str) -> bytes:

@@ -5,31 +5,34 @@ from the newest checkpoint, evaluates all validation sets on the same windows at
 counts in every run, and returns the losses with the tokens really drawn.
 """
 
-import json
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import deepspeed
+import numpy as np
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
-from torch.utils.tensorboard import SummaryWriter
 
+from .attention import require_resets
 from .checkpoint import load_checkpoint, save_checkpoint
-from .data import BatchStream, validation_windows
+from .data import RunStream, validation_windows
+from .delivery import Delivery
 from .evaluation import Evaluator, sum_losses
 from .execution import Execution, Progress, micro_batch_size
 from .hardware import device_name, peak_flops
 from .manifest import Manifest
 from .model import build_model, parameter_groups
 from .model_shape import model_size
+from .prefetch import DeviceBatch, Prefetcher
 from .provenance import commit, library_versions
+from .run_log import RunLog
 from .runs import Evaluation, RunResult, RunSpec
 from .sampler import MixtureOrder
 from .schedule import checkpoint_steps, evaluation_steps, learning_rate
@@ -70,13 +73,14 @@ class _Run:
             spec.sequences_per_batch, self.world_size, execution.micro_batch_size
         )
         manifest = Manifest.load(execution.manifest)
-        self.stream = BatchStream(spec, manifest, rank=self.rank, world_size=self.world_size)
+        self.stream = RunStream(spec, manifest, rank=self.rank, world_size=self.world_size)
         self.evaluator = Evaluator(
             validation_windows(
                 manifest,
                 spec.evaluation["domains"],
                 sequence_length=spec.sequence_length,
                 limit=spec.evaluation["sequences_per_domain"],
+                packing=spec.packing,
             ),
             micro_batch_size=self.micro_batch_size,
             rank=self.rank,
@@ -88,10 +92,11 @@ class _Run:
             self.device, spec.optimisation["precision"], execution.peak_tflops
         )
         self.engine = self._build_engine()
+        self.earlier_delivery = Delivery.nothing(len(spec.domains))
         self.evaluations: list[Evaluation] = []
         self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
         self.earlier_seconds = 0.0
-        self.log: _RunLog | None = None
+        self.log: RunLog | None = None
 
     def _build_engine(self) -> Any:
         model = build_model(
@@ -99,6 +104,8 @@ class _Run:
             seed=self.spec.seed,
             activation_checkpointing=self.execution.activation_checkpointing,
         )
+        if self.spec.packing != "contiguous":
+            require_resets(model, self.spec.sequence_length)
         optimisation = self.spec.optimisation
         # A client optimiser: DeepSpeed's own AdamW compiles C++ at every first start on CPU.
         optimizer = torch.optim.AdamW(
@@ -123,23 +130,34 @@ class _Run:
         return engine
 
     def train(self) -> RunResult:
-        spec = self.spec
         first_step = self._resume()
         if self.rank == 0:
-            self.log = _RunLog(self.folder, first_step, spec.tokens_per_batch)
+            self.log = RunLog(self.folder, first_step, self.spec.tokens_per_batch)
+        with Prefetcher(
+            self.stream, range(first_step, self.spec.num_steps), self.device
+        ) as batches:
+            self._train(batches, first_step)
+        result = self._result()
+        self._export()
+        if self.log is not None:
+            self.log.close()
+        return result
+
+    def _train(self, batches: Iterable[DeviceBatch], first_step: int) -> None:
+        spec = self.spec
         evaluate_after = set(evaluation_steps(spec.num_steps, spec.evaluation["points"]))
         save_after = set(checkpoint_steps(spec.num_steps, self.execution.checkpoints))
         log_every = max(1, spec.num_steps // LOG_POINTS)
         loss_sum, loss_steps = torch.zeros((), device=self.device), 0
         self.clock = time.perf_counter()
         interval_start, interval_step = self.clock, first_step
-        for step in range(first_step, spec.num_steps):
-            rate = self._set_learning_rate(step)
-            loss_sum += self._train_step(step)
+        for batch in batches:
+            rate = self._set_learning_rate(batch.step)
+            loss_sum += self._train_step(batch)
             loss_steps += 1
-            done = step + 1
+            done = batch.step + 1
             if done % log_every == 0 or done == spec.num_steps:
-                loss = self._mean_over_ranks(loss_sum / loss_steps, step)
+                loss = self._mean_over_ranks(loss_sum / loss_steps, batch.step)
                 now = time.perf_counter()
                 speed = (done - interval_step) * spec.tokens_per_batch / (now - interval_start)
                 self._log_training(done, loss, rate, speed)
@@ -149,23 +167,33 @@ class _Run:
                 self._evaluate(done)
             if done in save_after:
                 self._save(done)
-        result = self._result()
-        self._export()
-        if self.log is not None:
-            self.log.close()
-        return result
 
-    def _train_step(self, step: int) -> torch.Tensor:
-        """One optimiser step; the mean loss of this rank's sequences, nats a token."""
-        tokens = torch.from_numpy(self.stream.batch(step))
+    def _train_step(self, batch: DeviceBatch) -> torch.Tensor:
+        """One optimiser step; a loss whose mean over the ranks is that of the batch, nats a token.
+
+        DeepSpeed takes the mean of the gradients over micro-batches and ranks. Windows of one
+        length have equally many labels, so the mean of means is the mean over labels. Packed rows
+        have not: there the sum over a micro-batch counts as its share of the batch's labels.
+        """
         total = torch.zeros((), device=self.device)
-        parts = tokens.split(self.micro_batch_size)
-        for part in parts:
-            loss = sum_losses(self.engine, part.to(self.device)).mean() / self.spec.sequence_length
-            self.engine.backward(loss)
-            self.engine.step()
-            total += loss.detach()
-        return total / len(parts)
+        tokens = batch.tokens.split(self.micro_batch_size)
+        if batch.positions is None:
+            for part in tokens:
+                loss = sum_losses(self.engine, part).mean() / self.spec.sequence_length
+                total += self._descend(loss)
+            return total / len(tokens)
+        labels = (batch.positions[:, 1:] > 0).sum()
+        dist.all_reduce(labels)
+        scale = len(tokens) * self.world_size / labels.clamp(min=1)
+        positions = batch.positions.split(self.micro_batch_size)
+        for part, part_positions in zip(tokens, positions, strict=True):
+            total += self._descend(sum_losses(self.engine, part, part_positions).sum() * scale)
+        return total / len(tokens)
+
+    def _descend(self, loss: torch.Tensor) -> torch.Tensor:
+        self.engine.backward(loss)
+        self.engine.step()
+        return loss.detach()
 
     def _set_learning_rate(self, step: int) -> float:
         keys = ("lr", "min_lr_ratio", "schedule", "warmup_fraction", "decay_fraction")
@@ -224,8 +252,15 @@ class _Run:
             "started_at": self.started_at,
             "evaluations": [asdict(evaluation) for evaluation in self.evaluations],
             "order": self.stream.order.state(),
+            "delivery": self._delivery().to_dict(),
         }
         save_checkpoint(self.engine, self.folder / "checkpoints", done, progress)
+
+    def _delivery(self) -> Delivery:
+        """What all ranks were given since the first step of the run; all ranks call."""
+        sums = torch.from_numpy(self.stream.delivery.to_array()).to(self.device)
+        dist.all_reduce(sums)
+        return self.earlier_delivery.plus(Delivery.from_array(sums.cpu().numpy()))
 
     def _resume(self) -> int:
         """Steps already done; 0 for a fresh start."""
@@ -239,6 +274,12 @@ class _Run:
             )
         self.evaluations = [Evaluation(**item) for item in progress["evaluations"]]
         self.earlier_seconds, self.started_at = progress["seconds"], progress["started_at"]
+        if "delivery" not in progress:
+            raise ValueError(
+                f"{self.folder}: the checkpoint is of an older version, which did not record what "
+                "the run was given. Start the run again with --no-resume"
+            )
+        self.earlier_delivery = Delivery.from_dict(progress["delivery"])
         return int(progress["step"])
 
     def _mfu(self, tokens_per_second: float) -> float | None:
@@ -248,16 +289,13 @@ class _Run:
 
     def _result(self) -> RunResult:
         spec, seconds = self.spec, self._seconds()
-        position = spec.num_steps * spec.sequences_per_batch
-        drawn, epochs = self.stream.order.drawn(position), self.stream.order.epochs(position)
+        given = self._delivery()
+        epochs = given.windows / np.maximum(self.stream.order.num_windows, 1)
         speed = spec.total_tokens / seconds
         return RunResult(
             spec=spec,
-            tokens={
-                name: int(count) * spec.sequence_length
-                for name, count in zip(spec.domains, drawn, strict=True)
-            },
-            epochs=dict(zip(spec.domains, map(float, epochs), strict=True)),
+            tokens=dict(zip(spec.domains, given.labels.tolist(), strict=True)),
+            epochs=dict(zip(spec.domains, epochs.tolist(), strict=True)),
             evaluations=tuple(self.evaluations),
             seconds=seconds,
             tokens_per_second=speed,
@@ -269,6 +307,8 @@ class _Run:
             commit=commit(),
             started_at=self.started_at,
             finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            windows=dict(zip(spec.domains, given.windows.tolist(), strict=True)),
+            checksum=given.checksum_text,
         )
 
     def _export(self) -> None:
@@ -281,39 +321,3 @@ class _Run:
                 model.save_pretrained(self.execution.export, safe_serialization=True)
                 Manifest.load(self.execution.manifest).copy_tokenizer(Path(self.execution.export))
         dist.barrier()
-
-
-def _step_of(line: str) -> float:
-    """The step of a record; infinite for the half of a line that a kill may leave."""
-    try:
-        return int(json.loads(line)["step"])
-    except json.JSONDecodeError:
-        return math.inf
-
-
-class _RunLog:
-    """`metrics.jsonl` and TensorBoard scalars, written by the first rank of the run."""
-
-    def __init__(self, folder: Path, first_step: int, tokens_per_batch: int) -> None:
-        path = folder / "metrics.jsonl"
-        kept = []
-        if first_step and path.is_file():
-            # What came after the checkpoint is trained again, and would stand here twice.
-            lines = path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if _step_of(line) <= first_step]
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        self._file = path.open("a", encoding="utf-8")
-        # Steps are tokens, so that runs with other batches stand on one axis.
-        purge = first_step * tokens_per_batch + 1
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
-
-    def write(self, kind: str, step: int, tokens: int, scalars: Mapping[str, float]) -> None:
-        record = {"kind": kind, "step": step, "tokens": tokens, **scalars}
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        for name, value in scalars.items():
-            self._board.add_scalar(name, value, tokens)
-
-    def close(self) -> None:
-        self._file.close()
-        self._board.close()

@@ -10,7 +10,11 @@ from deepspeed.runtime.data_pipeline.data_sampling.indexed_dataset import (
 )
 from numpy.typing import NDArray
 
-from autoscale.shards import IndexedShard, IndexedShardWriter, TokenWindows
+from autoscale.shard_formats.indexed import IndexedShard
+from autoscale.shard_formats.indexed_writer import IndexedShardWriter
+from autoscale.shard_formats.registry import open_token_file
+from autoscale.windows.contiguous import ContiguousWindows
+from autoscale.windows.reading import WindowReader
 
 DTYPES = ["uint16", "int32"]
 
@@ -62,7 +66,11 @@ def test_we_read_what_deepspeed_writes(
     assert shard.num_documents == len(sequences) // sequences_per_document
     for found, expected in zip(shard.sequences(), sequences, strict=True):
         assert np.array_equal(found, expected)
-    windows = TokenWindows([tmp_path / "a"], sequence_length=32, dtype=dtype)
+    file = open_token_file(str(tmp_path / "a"))
+    starts = file.document_starts()
+    assert starts is not None and len(starts) == shard.num_documents + 1
+    reader = WindowReader(ContiguousWindows.of_files([file], sequence_length=32))
     stream = np.concatenate(sequences)
-    gathered = windows.gather(np.arange(len(windows)))
-    assert np.array_equal(gathered[:, :-1].reshape(-1), stream[: 32 * len(windows)])
+    gathered, _ = reader.read(np.arange(len(reader.windows)))
+    assert np.array_equal(gathered[:, :-1].reshape(-1), stream[: gathered[:, :-1].size])
+    assert gathered.shape == ((stream.size - 1) // 32, 33)

@@ -97,8 +97,8 @@ def test_the_exported_model_has_the_recorded_loss(finished):
     config = json.loads((experiment.output / "config.json").read_text())["config"]
     manifest = Manifest.load(Path(config["prepare"]["output"]) / "manifest.json")
     windows = validation_windows(manifest, result["spec"]["domains"], sequence_length=32, limit=21)
-    for name, tokens in windows.items():
-        batch = torch.from_numpy(tokens)
+    for name, rows in windows.items():
+        batch = torch.from_numpy(rows.tokens)
         with torch.no_grad():
             logits = model(batch[:, :-1]).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())

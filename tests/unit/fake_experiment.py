@@ -8,15 +8,10 @@ import pytest
 
 from autoscale import stages
 from autoscale.config import ExperimentConfig, parse_config
+from autoscale.manifest import DomainShards, Manifest, Shard, TokenizerRecord
 from autoscale.planning import Experiment
 from autoscale.runs import Evaluation, RunFailure, RunResult, RunSpec
-from autoscale.shards import (
-    DomainShards,
-    IndexedShardWriter,
-    Manifest,
-    Shard,
-    TokenizerRecord,
-)
+from autoscale.shard_formats.indexed_writer import IndexedShardWriter
 
 FOUR = ("python_code", "english_docs", "cpp_headers", "licences")
 SEVEN = ("common_crawl", "github", "books", "wikipedia", "c4", "stack_exchange", "arxiv")
@@ -57,6 +52,8 @@ class FakeExperiment:
         domains: names.
         noise: standard deviation of a run's loss between seeds, nats.
         gain: how far the domains differ in worth; 0 makes them alike.
+        available: training tokens of the first domain; each further one has 10_000 more.
+        documents: that each shard is cut into.
         tables: sections of the experiment file to change, e.g. {"train": {"seeds": [0]}}.
     """
 
@@ -68,10 +65,11 @@ class FakeExperiment:
         noise: float = 0.01,
         gain: float = 1.0,
         available: int = 120_000,
+        documents: int = 1,
         tables: dict | None = None,
     ) -> None:
         self.folder, self.domains, self.noise = folder, domains, noise
-        self._write_data(available)
+        self._write_data(available, documents)
         (folder / "zero1.json").write_text(json.dumps({"zero_optimization": {"stage": 1}}))
         self.config = self._config(tables or {})
         rng = np.random.default_rng(7)
@@ -80,7 +78,7 @@ class FakeExperiment:
         self._worth = transfer + np.diag(1.2 + own)  # of a token of i for validation set j
         self._floor = 2.0 + 0.5 * rng.random(len(domains))
 
-    def _write_data(self, available: int) -> None:
+    def _write_data(self, available: int, documents: int) -> None:
         rng = np.random.default_rng(1)
         domains = []
         for index, name in enumerate(self.domains):
@@ -88,7 +86,8 @@ class FakeExperiment:
             for split, tokens in (("train", available + 10_000 * index), ("validation", 4_000)):
                 prefix = f"shards/{name}/{split}-00000"
                 writer = IndexedShardWriter(self.folder / prefix, "uint16")
-                writer.add_document(rng.integers(0, 2048, tokens))
+                for document in np.array_split(rng.integers(0, 2048, tokens), documents):
+                    writer.add_document(document)
                 written = writer.close()
                 text_bytes = int(tokens * (3.1 + 0.2 * index))
                 splits[split] = (
@@ -181,7 +180,10 @@ class FakeExperiment:
             "epochs": {
                 name: count / windows
                 for name, count, windows in zip(
-                    spec.domains, spec.sequences, experiment.num_windows, strict=True
+                    spec.domains,
+                    spec.sequences,
+                    experiment.supply_of(spec).windows.tolist(),
+                    strict=True,
                 )
             },
             "evaluations": evaluations,

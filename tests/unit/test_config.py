@@ -270,3 +270,36 @@ def test_the_file_itself_can_be_wrong(tmp_path):
 def test_remote_code_cannot_be_switched_on(tmp_path):
     with pytest.raises(ValueError, match="trust_remote_code: unknown key"):
         load(tmp_path, SMALL, "model.trust_remote_code=true")
+
+
+def test_the_data_path_is_plain_by_default(tmp_path):
+    config = load(tmp_path)
+    assert (config.data.packing, config.data.locality) == ("contiguous", 1)
+    assert (config.probe.match_repetition, config.train.stages) == (False, ())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.packing=tight"], "data.packing: .*'best_fit'"),
+        (["data.locality=0"], "data.locality: .*greater than or equal to 1"),
+        (["train.stages=[{begin = 0, weights = 'uniform'}]"], "begin: .*greater than 0"),
+        (["train.stages=[{begin = 1, weights = 'uniform'}]"], "begin: .*less than 1"),
+        (
+            ["train.stages=[{begin=0.8,weights='uniform'},{begin=0.8,weights='natural'}]"],
+            "the begins of train.stages must rise and differ; found 0.8, 0.8",
+        ),
+        (
+            ["probe.match_repetition=true", "fit.repetition=fit"],
+            "the probe runs repeat like the target run, .* leave fit.repetition out",
+        ),
+        (["probe.match_repetition=true", "fit.repetition=4.0"], "leave fit.repetition out"),
+        (
+            ["probe.match_repetition=true", "fit.trajectories=0.5"],
+            "only its end has repeated the data as often .* leave fit.trajectories out",
+        ),
+    ],
+)
+def test_settings_of_the_data_path_are_checked(tmp_path, overrides, message):
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, SMALL, *overrides)

@@ -13,8 +13,8 @@ from autoscale.designs import dirichlet_mixtures
 from autoscale.foresight import Simulation, foresee, num_affordable_truths, prior_truths
 from autoscale.mixture import Mixture
 from autoscale.objective import Objective
+from autoscale.plan_tables import plan_lines
 from autoscale.records import read_json
-from autoscale.terminal import plan_lines
 from tests.unit.fake_experiment import FakeExperiment
 
 NAMES = ("a", "b", "c", "d")

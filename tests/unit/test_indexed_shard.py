@@ -11,13 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from autoscale.indexed_shard import (
-    Dialect,
-    IndexedShard,
-    IndexedShardWriter,
-    hash_shard,
-    shard_files,
-)
+from autoscale.shard_formats.indexed import Dialect, IndexedShard, hash_shard, shard_files
+from autoscale.shard_formats.indexed_writer import IndexedShardWriter
 
 DOCUMENTS = [[5, 6, 7, 0], [8, 0], [9, 9, 9, 9, 0]]
 HEADER_BYTES = 34
@@ -107,6 +102,42 @@ def test_integer_dtypes_of_other_writers_are_read(
     shard.check()
     assert shard.dtype == np.dtype(dtype)
     assert [sequence.tolist() for sequence in shard.sequences()] == documents
+
+
+@pytest.mark.parametrize(("dialect", "dtype"), [("megatron", "<u2"), ("deepspeed", "<u8")])
+@pytest.mark.parametrize("lengths", [[0, 3, 0], [0, 0, 3], [3, 0, 0], [0, 3, 2, 0]])
+def test_empty_sequences_do_not_hide_the_dtype(
+    tmp_path: Path, dialect: str, dtype: str, lengths: list[int]
+) -> None:
+    """Code 8 means both; the offsets of sequences with tokens tell which."""
+    sizes = np.array(lengths)
+    offsets = (np.cumsum(sizes) - sizes) * np.dtype(dtype).itemsize
+    bin_path, idx_path = shard_files(tmp_path / "a")
+    bin_path.write_bytes(np.arange(sizes.sum()).astype(dtype).tobytes())
+    idx_path.write_bytes(
+        b"MMIDIDX\x00\x00"
+        + struct.pack("<QBQQ", 1, 8, sizes.size, sizes.size + 1)
+        + sizes.astype("<i4").tobytes()
+        + offsets.astype("<i8").tobytes()
+        + np.arange(sizes.size + 1, dtype="<i8").tobytes()
+    )
+    shard = IndexedShard(tmp_path / "a")
+    shard.check()
+    assert shard.dtype == np.dtype(dtype)
+    assert [sequence.size for sequence in shard.sequences()] == lengths
+
+
+def test_an_index_that_is_cut_while_it_is_open(tmp_path: Path) -> None:
+    """Its arrays are read when they are looked at, and never mapped."""
+    idx_path = shard_files(write(tmp_path / "a"))[1]
+    shard = IndexedShard(tmp_path / "a")
+    idx_path.write_bytes(idx_path.read_bytes()[:90])
+    assert shard.lengths.tolist() == [4, 2, 5]
+    with pytest.raises(ValueError, match=r"a\.idx ends at byte 90; expected 32 bytes from byte 70"):
+        shard.check()
+    idx_path.unlink()
+    with pytest.raises(ValueError, match=r"a\.idx cannot be read .No such file or directory."):
+        shard.check()
 
 
 def test_close_reports_the_shard_and_the_hash_of_its_bytes(tmp_path: Path) -> None:

@@ -22,7 +22,9 @@ MICRO = {"name": "gpt2-nano", "overrides": {"n_layer": 1}}
 class Probed(FakeExperiment):
     """An experiment with a joint law whose probes are done; few draws and one law, to be fast."""
 
-    def __init__(self, folder, *, probe=None, fit=None, noise=0.002, available=700_000, **tables):
+    def __init__(
+        self, folder, *, probe=None, fit=None, noise=0.002, available=700_000, documents=1, **tables
+    ):
         tables = {
             "probe": probe or ONE,
             "fit": {"law": "etk", "draws": 4, **(fit or {})},
@@ -30,7 +32,9 @@ class Probed(FakeExperiment):
             "train": {"budget": "640K", "baselines": ["uniform"], "seeds": [0]},
             **tables,
         }
-        super().__init__(folder, noise=noise, available=available, tables=tables)
+        super().__init__(
+            folder, noise=noise, available=available, documents=documents, tables=tables
+        )
         self.probe()
 
     def spoil(self, token_budget):
@@ -349,3 +353,10 @@ def test_runs_that_cannot_carry_a_law_are_refused(tmp_path):
     fake = Probed(tmp_path, probe={**ONE, "runs": 2})
     with pytest.raises(ValueError, match="3 runs of 3 different mixtures cannot carry a law of 4"):
         fake.fitted()
+
+
+def test_matched_probes_hold_the_price_of_repetition_in_their_losses(tmp_path):
+    """The same data that repetition is modelled for otherwise: `auto` with 150_000 tokens."""
+    matched = {**ONE, "match_repetition": True}
+    fake = Probed(tmp_path, available=150_000, documents=300, probe=matched)
+    assert all(law["repetition"] is None for law in law_records(fake.fitted()))

@@ -6,11 +6,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 
 from autoscale.manifest import DomainShards, Manifest, Shard, TokenizerRecord
-from autoscale.shards import IndexedShardWriter
+from autoscale.shard_formats.indexed_writer import IndexedShardWriter
 
 TEXT_BYTES = 31
 
@@ -62,7 +63,7 @@ def test_a_saved_manifest_is_loaded_unchanged(manifest: Manifest) -> None:
     document = json.loads(path.read_text())
     assert (document["kind"], document["schema_version"]) == ("manifest", 1)
     assert "root" not in document
-    loaded.verify()
+    loaded.check()
 
 
 def test_a_moved_folder_is_the_same_data(manifest: Manifest, tmp_path: Path) -> None:
@@ -70,7 +71,7 @@ def test_a_moved_folder_is_the_same_data(manifest: Manifest, tmp_path: Path) -> 
     moved = tmp_path.parent / f"{tmp_path.name}-moved"
     tmp_path.rename(moved)
     loaded = Manifest.load(moved / "manifest.json")
-    loaded.verify()
+    loaded.check()
     assert loaded.fingerprint == manifest.fingerprint
 
 
@@ -145,7 +146,12 @@ ERRORS: list[tuple[Callable[[Any], Any], str]] = [
     (lambda d: d.update(domian=[]), "domian: unknown key; remove it"),
     (lambda d: d.update(root="/etc"), "root: unknown key; remove it"),
     (lambda d: d.update(domains=[]), "domains: .* at least 1 item"),
-    (lambda d: d.update(dtype="float64"), "dtype: .*'uint16' or 'int32'; found 'float64'"),
+    (lambda d: d.update(dtype="float64"), "dtype: 'float64' is no type of token ids; expected one"),
+    (change("dtype", "float32"), "domains.0.train.0.dtype: 'float32' is no type of token ids"),
+    (change("format", "tar"), "domains.0.train.0.format: .*'indexed', 'npy'.*; found 'tar'"),
+    (change("text_bytes", -1), "domains.0.train.0.text_bytes: .*greater than or equal to 0"),
+    (lambda d: d.update(data_root="shards"), "data_root 'shards' is relative; expected the full"),
+    (lambda d: d["tokenizer"].update(sha256=None), "tokenizer: give path and sha256 .* both"),
     (lambda d: d.pop("tokenizer"), "tokenizer: missing; run prepare again"),
     (lambda d: d["domains"].append(d["domains"][0]), "domain 'code' is listed more than once"),
     (lambda d: d["domains"][1].update(name=""), "domains.1.name: .* at least 1 character"),
@@ -172,7 +178,7 @@ ERRORS: list[tuple[Callable[[Any], Any], str]] = [
         lambda d: d["tokenizer"].update(end_of_text_id=300),
         "end_of_text_id 300 is not below vocab_size 300",
     ),
-    (lambda d: d["tokenizer"].update(vocab_size=65537), "vocab_size 65537 needs int32"),
+    (lambda d: d["tokenizer"].update(vocab_size=65537), "vocab_size 65537 needs a wider type"),
 ]
 
 
@@ -216,33 +222,39 @@ def test_counts_other_than_the_manifests_are_refused(manifest: Manifest) -> None
     make_shard(manifest.root, "shards/prose/train-0", num_tokens=25)
     with pytest.raises(
         ValueError,
-        match=r"manifest expects 20 uint16 tokens in 4 documents; the files hold 25 uint16 tokens "
-        r"in 5\. Run prepare again",
+        match=r"domain 'prose', train shard shards/prose/train-0: .*train-0\.bin holds 25 uint16 "
+        r"tokens; the manifest expects 20 uint16 tokens: it is another file\. Run prepare again",
     ):
         manifest.check()
 
 
 def test_another_dtype_than_the_manifests_is_refused(manifest: Manifest) -> None:
-    with pytest.raises(ValueError, match="expects 20 int32 tokens in 4 documents; the files hold"):
+    with pytest.raises(ValueError, match="holds 20 uint16 tokens; the manifest expects 20 int32"):
         replace(manifest, dtype="int32").check()
 
 
-def test_swapped_shards_are_found_by_their_content(manifest: Manifest) -> None:
-    make_shard(manifest.root, "shards/prose/train-0", first=7)
-    manifest.check()
-    with pytest.raises(
-        ValueError, match=r"domain 'prose', train shard .*: sha256 is .* the content"
-    ):
-        manifest.verify()
+def test_other_documents_than_the_manifests_are_refused(manifest: Manifest) -> None:
+    with IndexedShardWriter(manifest.root / "shards/prose/train-0", "uint16") as writer:
+        writer.add_document(np.arange(20))
+    with pytest.raises(ValueError, match="the index lists 1 documents; the manifest expects 4"):
+        manifest.check()
 
 
-def test_a_damaged_index_is_found_by_verify(manifest: Manifest) -> None:
-    path = manifest.root / "shards/prose/train-0.idx"
-    content = bytearray(path.read_bytes())
-    content[34] = 4
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match="sequence 1 begins at byte 10; expected 8, right after"):
-        manifest.verify()
+def test_one_file_under_two_names_is_refused(manifest: Manifest) -> None:
+    for suffix in (".bin", ".idx"):
+        path = manifest.root / f"shards/code/validation-0{suffix}"
+        path.unlink()
+        path.symlink_to(manifest.root / f"shards/code/train-0{suffix}")
+    with pytest.raises(ValueError, match="is the same file as shards/code/train-0; its windows"):
+        manifest.check()
+
+
+def test_a_link_out_of_the_folder_is_refused(manifest: Manifest, tmp_path: Path) -> None:
+    outside = tmp_path.parent / f"{tmp_path.name}-outside.bin"
+    (manifest.root / "shards/prose/train-0.bin").rename(outside)
+    (manifest.root / "shards/prose/train-0.bin").symlink_to(outside)
+    with pytest.raises(ValueError, match=r"is a symbolic link to .*-outside\.bin, which lies outs"):
+        manifest.check()
 
 
 def test_a_missing_tokenizer_is_refused(manifest: Manifest) -> None:
@@ -250,3 +262,98 @@ def test_a_missing_tokenizer_is_refused(manifest: Manifest) -> None:
         ValueError, match=r"tokenizer's folder .*/nowhere does not exist; run prepar"
     ):
         replace(manifest, tokenizer=replace(manifest.tokenizer, path="nowhere")).check()
+
+
+# --- shards that were adopted ---------------------------------------------------------------------
+
+
+def adopted(manifest: Manifest, **changes: Any) -> Manifest:
+    """The manifest as `prepare --from` writes it without a tokenizer."""
+    tokenizer = replace(manifest.tokenizer, path=None, sha256=None)
+    domains = tuple(
+        replace(
+            domain,
+            train=tuple(replace(shard, text_bytes=None) for shard in domain.train),
+            validation=tuple(replace(shard, text_bytes=None) for shard in domain.validation),
+        )
+        for domain in manifest.domains
+    )
+    return replace(manifest, tokenizer=tokenizer, domains=domains, **changes)
+
+
+def test_shards_may_lie_in_another_folder(manifest: Manifest, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    moved = adopted(manifest, data_root=str(manifest.root), root=elsewhere)
+    loaded = Manifest.load(moved.save(elsewhere / "manifest.json"))
+    assert loaded == moved
+    loaded.check()
+    shard = loaded.domains[0].train[1]
+    assert loaded.location(shard) == str(tmp_path / "shards/code/train-1")
+    assert loaded.open_file(shard).tokens().tolist() == list(range(50, 90))
+
+
+def test_shards_may_lie_behind_a_url(manifest: Manifest) -> None:
+    files = fsspec.filesystem("memory")
+    files.put(str(manifest.root / "shards"), "/autoscale-manifest/shards", recursive=True)
+    try:
+        remote = adopted(manifest, data_root="memory://autoscale-manifest")
+        remote.check()
+        tokens = remote.open_file(remote.domains[1].train[0]).tokens()
+        assert tokens.tolist() == list(range(130, 150))
+    finally:
+        files.rm("/autoscale-manifest", recursive=True)
+
+
+def test_an_old_manifest_keeps_its_fingerprint(manifest: Manifest) -> None:
+    """Written before shards had a format: the same identity of every run."""
+    path = manifest.save(manifest.root / "manifest.json")
+    document = json.loads(path.read_text())
+    del document["data_root"]
+    for domain in document["domains"]:
+        for shard in domain["train"] + domain["validation"]:
+            shard.pop("format")
+            shard.pop("dtype")
+    path.write_text(json.dumps(document))
+    loaded = Manifest.load(path)
+    assert loaded == manifest
+    assert loaded.fingerprint == "c0b8d3262000e218854fbbb163a1c8b184c408935a466398194a31e36f1a8849"
+
+
+def test_what_is_unlike_a_prepared_shard_changes_the_fingerprint(manifest: Manifest) -> None:
+    code, prose = manifest.domains
+    changed = [
+        replace(manifest, domains=(code, replace(prose, train=(shard,))))
+        for shard in (
+            replace(prose.train[0], format="raw"),
+            replace(prose.train[0], dtype="int16"),
+            replace(prose.train[0], format="raw", dtype="int16"),
+        )
+    ]
+    assert len({each.fingerprint for each in [manifest, *changed]}) == 4
+
+
+def test_unknown_bytes_of_text_are_an_error_only_where_they_are_needed(manifest: Manifest) -> None:
+    unknown = adopted(manifest)
+    assert manifest.find_bytes_per_token("code") == manifest.bytes_per_token("code")
+    assert unknown.find_bytes_per_token("code") is None
+    with pytest.raises(ValueError, match=r"'code': the bytes .* not known.* --tokenizer, or measu"):
+        unknown.bytes_per_token("code")
+
+
+def test_without_a_tokenizer_none_is_copied(
+    manifest: Manifest, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        adopted(manifest).copy_tokenizer(tmp_path / "export")
+    assert not (tmp_path / "export").exists()
+    assert "no tokenizer is copied" in caplog.text
+
+
+@pytest.mark.parametrize(("vocab_size", "expected"), [(300, "uint16"), (65_536, "uint16")])
+def test_tokens_travel_in_the_narrowest_type(
+    manifest: Manifest, vocab_size: int, expected: str
+) -> None:
+    tokenizer = replace(manifest.tokenizer, vocab_size=vocab_size)
+    assert replace(manifest, tokenizer=tokenizer).wire_dtype == np.dtype(expected)
+    wide = replace(manifest, dtype="int32", tokenizer=replace(tokenizer, vocab_size=65_537))
+    assert wide.wire_dtype == np.dtype("uint32")

@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from autoscale.permutation import KeyedPermutations, derive_key, derive_subkeys
+from autoscale.permutation import derive_key, derive_subkeys, permute
+from tests.unit.both_paths import both_paths  # noqa: F401  (every test runs on both)
 
 NUM_KEYS = 100
 
 
-def permute(size: int, key: np.uint64) -> NDArray[np.int64]:
+def whole(size: int, key: np.uint64) -> NDArray[np.int64]:
     """The whole permutation of `[0, size)`."""
-    index = np.arange(size)
-    return KeyedPermutations([size]).apply(np.zeros_like(index), index, np.full(size, key))
+    return permute(np.arange(size), np.full(size, size), np.full(size, key))
 
 
 def keys(number: int) -> NDArray[np.uint64]:
@@ -29,21 +29,19 @@ def keys(number: int) -> NDArray[np.uint64]:
 @settings(max_examples=60, deadline=None)
 @given(size=st.integers(1, 3000), seed=st.integers(-(2**70), 2**70))
 def test_every_element_is_reached_exactly_once(size: int, seed: int) -> None:
-    assert np.array_equal(np.sort(permute(size, derive_key("t", seed))), np.arange(size))
+    assert np.array_equal(np.sort(whole(size, derive_key("t", seed))), np.arange(size))
 
 
 @settings(max_examples=40, deadline=None)
 @given(sizes=st.lists(st.integers(1, 400), min_size=1, max_size=6), seed=st.integers(0, 2**32))
 def test_sizes_do_not_influence_each_other(sizes: list[int], seed: int) -> None:
     key = derive_key("t", seed)
-    which = np.repeat(np.arange(len(sizes)), sizes)
+    size = np.repeat(sizes, sizes)
     index = np.concatenate([np.arange(size) for size in sizes])
-    order = np.random.default_rng(seed).permutation(len(which))
+    order = np.random.default_rng(seed).permutation(len(size))
     together = np.empty_like(index)
-    together[order] = KeyedPermutations(sizes).apply(
-        which[order], index[order], np.full(len(which), key)
-    )
-    assert np.array_equal(together, np.concatenate([permute(size, key) for size in sizes]))
+    together[order] = permute(index[order], size[order], np.full(len(size), key))
+    assert np.array_equal(together, np.concatenate([whole(size, key) for size in sizes]))
 
 
 @settings(max_examples=60, deadline=None)
@@ -51,7 +49,7 @@ def test_sizes_do_not_influence_each_other(sizes: list[int], seed: int) -> None:
 def test_huge_permutations_stay_inside_and_never_collide(size: int, first: int, seed: int) -> None:
     index = np.arange(first, first + 1000)
     key = np.full(1000, derive_key("t", seed))
-    image = KeyedPermutations([size]).apply(np.zeros_like(index), index, key)
+    image = permute(index, np.full(1000, size), key)
     assert image.min() >= 0 and image.max() < size
     assert len(np.unique(image)) == 1000
 
@@ -68,6 +66,7 @@ def statistics(order: NDArray[np.int64]) -> list[float]:
         np.count_nonzero(order == index),
         np.count_nonzero(np.abs(steps) == 1),
         turns,
+        np.count_nonzero(steps > 0),
         float(np.corrcoef(index, order)[0, 1]),
         float(np.corrcoef(order[1:], order[:-1])[0, 1]),
         float(order[: size // 8].mean()),
@@ -78,7 +77,7 @@ def statistics(order: NDArray[np.int64]) -> list[float]:
 def test_orders_look_like_those_of_numpy(size: int) -> None:
     """Means over 100 keys agree within 4 standard errors, and the spreads within a factor."""
     generator = np.random.default_rng(7)
-    ours = np.array([statistics(permute(size, key)) for key in keys(NUM_KEYS)])
+    ours = np.array([statistics(whole(size, key)) for key in keys(NUM_KEYS)])
     theirs = np.array([statistics(generator.permutation(size)) for _ in range(NUM_KEYS)])
     error = np.sqrt((ours.var(axis=0) + theirs.var(axis=0)) / NUM_KEYS)
     assert np.all(np.abs(ours.mean(axis=0) - theirs.mean(axis=0)) < 4 * error)
@@ -91,7 +90,7 @@ def test_small_orders_are_equally_frequent(size: int) -> None:
     num_keys = 12_000
     index = np.tile(np.arange(size), num_keys)
     subkeys = derive_subkeys(np.array([derive_key("t", 0)]), np.arange(num_keys))
-    images = KeyedPermutations([size]).apply(np.zeros_like(index), index, np.repeat(subkeys, size))
+    images = permute(index, np.full(len(index), size), np.repeat(subkeys, size))
     counts = Counter(map(tuple, images.reshape(num_keys, size).tolist()))
     expected = num_keys / len(list(permutations(range(size))))
     for order in permutations(range(size)):
@@ -102,7 +101,7 @@ def test_small_orders_are_equally_frequent(size: int) -> None:
 def test_keys_give_unrelated_orders(size: int) -> None:
     """Successive epochs, seeds and names: agreements are Poisson(1), correlations within noise."""
     named = [derive_key("windows", seed, name) for seed in (0, 1, 2) for name in ("a", "b", "aa")]
-    orders = [permute(size, key) for key in [*keys(20), *named]]
+    orders = [whole(size, key) for key in [*keys(20), *named]]
     pairs = [(a, b) for i, a in enumerate(orders) for b in orders[:i]]
     agreements = np.array([np.count_nonzero(a == b) for a, b in pairs])
     correlations = np.array([np.corrcoef(a, b)[0, 1] for a, b in pairs])
@@ -125,8 +124,8 @@ def test_the_order_is_pinned() -> None:
     """A change of this order would silently change what resumed runs draw."""
     key = derive_key("windows", 17, "web")
     assert int(key) == PINNED_KEY
-    assert permute(10, key).tolist() == PINNED_SMALL
-    assert permute(5000, key)[:6].tolist() == PINNED_LARGE
+    assert whole(10, key).tolist() == PINNED_SMALL
+    assert whole(5000, key)[:6].tolist() == PINNED_LARGE
 
 
 PINNED_KEY = 1648035056850229652

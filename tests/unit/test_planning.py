@@ -264,3 +264,131 @@ def test_bits_per_byte_as_metric_weigh_losses_by_the_bytes_of_a_token(tmp_path):
         for name, loss in losses.items()
     ]
     assert experiment.objective.value(losses) == pytest.approx(np.mean(bits))
+
+
+SKEWED = dict(zip(FOUR, (0.1, 0.2, 0.3, 0.4), strict=True))
+
+
+def test_later_stages_take_their_weights_exactly_and_add_up(tmp_path):
+    later = [{"begin": 0.5, "weights": SKEWED}, {"begin": 0.83, "weights": "natural"}]
+    fake = FakeExperiment(tmp_path, tables={"train": {"stages": later}})
+    experiment = fake.experiment
+    plain = FakeExperiment(tmp_path / "plain").experiment
+    mixtures = {"uniform": Mixture.uniform(FOUR)}
+    [spec, *_] = [target.spec for target in experiment.targets(mixtures)]
+    [one_part, *_] = [target.spec for target in plain.targets(mixtures)]
+    steps = [sum(quotas) / spec.sequences_per_batch for quotas in spec.stages]
+    assert steps == [312, 207, 106]  # of 625: whole batches
+    assert sum(spec.sequences) == sum(one_part.sequences)
+    weights = [Mixture.uniform(FOUR), Mixture.from_mapping(SKEWED), experiment.later_mixtures[1]]
+    for quotas, mixture in zip(spec.stages, weights, strict=True):
+        exact = np.array(mixture.as_array()) * sum(quotas)
+        assert (np.abs(np.array(quotas) - exact) < 1).all()
+    assert np.array_equal(np.sum(spec.stages, axis=0), spec.sequences)
+    assert [p.spec.identity for p in experiment.probes()] == [
+        p.spec.identity for p in plain.probes()
+    ]
+    [printed] = [row for row in planned(fake)["train_stages"] if row["step"] == 312]
+    assert printed["weights"] == pytest.approx(SKEWED, abs=1e-3)
+
+
+def planned(fake):
+    return json.loads(plan(fake.config).read_text())
+
+
+def test_a_later_stage_counts_towards_the_epochs_of_a_domain(tmp_path):
+    alone = {name: float(name == "python_code") for name in FOUR}
+    stages = [{"begin": 0.5, "weights": alone}]
+    fake = FakeExperiment(tmp_path, tables={"data": {"max_epochs": 3}, "train": {"stages": stages}})
+    with pytest.raises(ValueError, match=r"domain 'python_code', .* 3\.34 epochs, but"):
+        fake.experiment.targets({"uniform": Mixture.uniform(FOUR)})
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ([{"begin": 0.5, "weights": {"cobol": 1.0}}], "cobol"),
+        (
+            [{"begin": 0.0001, "weights": "uniform"}],
+            "part 1 of a run of 625 steps begins at step 0",
+        ),
+        (
+            [{"begin": 0.9999, "weights": "uniform"}],
+            "part 2 of a run of 625 steps begins at step 6",
+        ),
+    ],
+)
+def test_stages_that_do_not_fit_are_refused(tmp_path, stages, message):
+    fake = FakeExperiment(tmp_path, tables={"train": {"stages": stages}})
+    with pytest.raises(ValueError, match=message):
+        fake.experiment.targets({"uniform": Mixture.uniform(FOUR)})
+
+
+MATCHED = {"probe": {"match_repetition": True}}
+
+
+def test_matched_probes_repeat_each_domain_as_the_target_would(tmp_path):
+    tables = {**MATCHED, "train": {"budget": "1600K"}, "data": {"max_epochs": 12}}
+    fake = FakeExperiment(tmp_path, documents=400, tables=tables)
+    experiment = fake.experiment
+    assert [experiment.share(tokens) for tokens in (80_000, 160_000)] == [0.05, 0.1]
+    for probe in experiment.probes():
+        assert probe.spec.share == experiment.share(probe.token_budget)
+        weights = np.array(probe.spec.sequences) / sum(probe.spec.sequences)
+        size = sum(probe.spec.sequences) / (probe.token_budget / 128)  # it may be scaled
+        epochs = probe.spec.sequences / experiment.supply_of(probe.spec).windows
+        of_target = size * weights * 1_600_000 / np.array(experiment.available_tokens)
+        assert epochs == pytest.approx(of_target, rel=0.1)  # whole documents and windows
+    [target, *_] = experiment.targets({"uniform": Mixture.uniform(FOUR)})
+    assert target.spec.share == 1
+    for tokens in (80_000, 160_000):  # the cap on epochs is the target's, too
+        assert experiment.bounds(tokens)[1] == pytest.approx(experiment.bounds(1_600_000)[1], 0.1)
+
+
+def test_the_plan_shows_what_matched_probes_draw_from(tmp_path):
+    fake = FakeExperiment(tmp_path, documents=400, tables=MATCHED)
+    rows = planned(fake)["matched_probes"]
+    assert [(row["token_budget"], row["share"]) for row in rows] == [
+        (80_000, 0.125),
+        (160_000, 0.25),
+    ]
+    for row in rows:
+        for name, tokens in row["tokens"].items():
+            available = dict(zip(FOUR, fake.experiment.available_tokens, strict=True))[name]
+            assert tokens == pytest.approx(row["share"] * available, rel=0.05)
+    assert planned(FakeExperiment(tmp_path / "plain"))["matched_probes"] is None
+
+
+def test_a_probe_larger_than_the_target_draws_from_everything(tmp_path):
+    tables = {**MATCHED, "train": {"budget": "100K"}, "project": {"projection": "hold"}}
+    experiment = FakeExperiment(tmp_path, documents=400, tables=tables).experiment
+    assert [experiment.share(tokens) for tokens in (80_000, 160_000)] == [0.8, 1.0]
+
+
+@pytest.mark.parametrize("packing", ["whole_documents", "best_fit"])
+def test_packed_windows_meet_the_weights_in_tokens(tmp_path, packing):
+    fake = FakeExperiment(tmp_path, documents=900, tables={"data": {"packing": packing}})
+    experiment = fake.experiment
+    supply = experiment.supply(640_000)
+    assert experiment.available_tokens == supply.tokens.tolist()
+    tokens_per_window = supply.tokens / supply.windows
+    assert (tokens_per_window < 128).all()
+    mixture = Mixture.from_mapping(SKEWED)
+    [target, *_] = experiment.targets({"skewed": mixture})
+    tokens = np.array(target.spec.sequences) * tokens_per_window
+    assert tokens / tokens.sum() == pytest.approx(list(SKEWED.values()), abs=1e-3)
+    found = planned(fake)["packing"]
+    assert found["mode"] == packing
+    assert list(found["unused"].values()) == pytest.approx((1 - tokens_per_window / 128).tolist())
+
+
+def test_the_form_of_the_windows_is_part_of_a_runs_identity(tmp_path):
+    plain = FakeExperiment(tmp_path / "plain", documents=400).experiment.probes()
+    known = {probe.spec.identity for probe in plain}
+    for index, tables in enumerate(
+        [{"data": {"packing": "best_fit"}}, {"data": {"locality": 4}}, MATCHED]
+    ):
+        fake = FakeExperiment(tmp_path / str(index), documents=400, tables=tables)
+        found = {probe.spec.identity for probe in fake.experiment.probes()}
+        assert not known & found
+        known |= found

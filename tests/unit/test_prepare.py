@@ -10,16 +10,18 @@ import time
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from autoscale.config_data import PrepareConfig
-from autoscale.indexed_shard import IndexedShard
 from autoscale.manifest import Manifest
 from autoscale.prepare import prepare
+from autoscale.shard_formats.indexed import IndexedShard
 from autoscale.tokenizer import END_OF_TEXT
+from autoscale.verification import verify
 
 WORDS = ["sun", "moon", "water", "stone", "walks", "sings", "under", "over", "blue", "old"]
 
@@ -98,7 +100,7 @@ def test_every_text_is_found_once_where_it_belongs(
     path = prepare(configure(tmp_path / "out", domains))
     assert path == tmp_path / "out" / "manifest.json"
     manifest = Manifest.load(path)
-    manifest.verify()
+    assert verify(manifest) == []
     assert manifest.dtype == "uint16"
     assert manifest.domain_names == ("prose", "verse")
     prose = texts_of(manifest, "train", "prose"), texts_of(manifest, "validation", "prose")
@@ -285,7 +287,7 @@ def test_other_settings_never_mix_with_earlier_ones(
 ) -> None:
     first = Manifest.load(prepare(configure(tmp_path / "out", domains)))
     second = Manifest.load(prepare(configure(tmp_path / "out", domains, **changes)))
-    second.verify()
+    assert verify(second) == []
     assert second.fingerprint != first.fingerprint
     prepare(configure(tmp_path / "fresh", domains, **changes))
     assert files_of(tmp_path / "out") == files_of(tmp_path / "fresh")
@@ -327,7 +329,7 @@ def test_a_large_vocabulary_is_written_as_int32(
     (source / "tokenizer.json").write_text(json.dumps(content))
     settings = {"tokenizer": {"path": str(source)}}
     manifest = Manifest.load(prepare(configure(tmp_path / "large", domains, **settings)))
-    manifest.verify()
+    assert verify(manifest) == []
     assert manifest.dtype == "int32"
     assert manifest.tokenizer.vocab_size == 300 + 2**16
     assert texts_of(manifest, "train", "verse") == sentences("verse", 200)
@@ -459,3 +461,24 @@ def test_a_variable_that_is_not_set_is_named(tmp_path):
     expected = r"domain 'prose': environment variable CORPUS_OF_NOBODY is not set"
     with pytest.raises(ValueError, match=expected):
         prepare(config)
+
+
+def test_texts_behind_urls_give_the_same_shards(
+    tmp_path: Path, domains: list[dict[str, Any]]
+) -> None:
+    files = fsspec.filesystem("memory")
+    files.put(str(tmp_path), "/autoscale-prepare", recursive=True)
+    remote = json.loads(json.dumps(domains).replace(str(tmp_path), "memory://autoscale-prepare"))
+    remote[0]["train"] = ["memory://autoscale-prepare/pro*.jsonl"]
+    try:
+        prepare(configure(tmp_path / "remote", remote))
+    finally:
+        files.rm("/autoscale-prepare", recursive=True)
+    prepare(configure(tmp_path / "local", domains))
+    assert files_of(tmp_path / "remote") == files_of(tmp_path / "local")
+
+
+def test_a_url_is_no_place_for_output(tmp_path: Path, domains: list[dict[str, Any]]) -> None:
+    settings = {"output": "s3://bucket/data", "domains": domains, "tokenizer": {"vocab_size": 300}}
+    with pytest.raises(ValueError, match="found the URL s3://bucket/data; expected a local path"):
+        PrepareConfig.model_validate(settings)

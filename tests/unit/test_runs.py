@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import pytest
 
@@ -69,6 +70,47 @@ def test_the_label_does_not_and_json_does_not():
     spec = make_spec()
     assert make_spec(label="other").identity == spec.identity
     assert RunSpec.from_dict(spec.to_dict()).identity == spec.identity
+
+
+ADDED = {
+    "packing": "best_fit",
+    "locality": 8,
+    "share": 0.25,
+    "stages": ((16, 0), (8, 8)),
+}
+
+
+def test_what_came_later_enters_the_identity_only_where_it_is_used(tmp_path):
+    assert make_spec().identity == "99fb80477219"  # as before these fields were there
+    known = {make_spec().identity}
+    for key, value in ADDED.items():
+        spec = make_spec(**{key: value})
+        assert spec.identity not in known
+        known.add(spec.identity)
+        read = RunSpec.from_dict(spec.to_dict())
+        assert getattr(read, key) == value and read.identity == spec.identity
+    old = make_spec().to_dict()
+    for key in ADDED:
+        del old[key]
+    assert RunSpec.from_dict(old).identity == "99fb80477219"
+
+
+def test_the_parts_of_a_run_add_up_to_its_sequences():
+    assert make_spec().quotas == ((24, 8),)
+    assert make_spec(stages=((16, 0), (8, 8))).quotas == ((16, 0), (8, 8))
+    with pytest.raises(AssertionError):
+        make_spec(stages=((16, 0), (8, 0)))
+    with pytest.raises(AssertionError):
+        make_spec(stages=((12, 0), (12, 8)))
+
+
+def test_an_older_result_has_no_checksum(tmp_path):
+    path = make_result(make_spec()).save(tmp_path / "run")
+    content = json.loads(path.read_text())
+    del content["checksum"], content["windows"]
+    path.write_text(json.dumps(content))
+    loaded = RunResult.load(tmp_path / "run")
+    assert (loaded.checksum, loaded.windows) == (None, None)
 
 
 def test_status_follows_the_folder(tmp_path):

@@ -165,3 +165,13 @@ def test_below_the_small_budget_only_holding_is_left(tmp_path):
     stages.fit(fake.config)
     content = read_json(stages.project(fake.config), "mixture")
     assert set(content["alternatives"]) == {"hold"}
+
+
+def test_matched_probes_say_nothing_of_another_budget(tmp_path):
+    tables = {"probe": {"match_repetition": True, "reference_seeds": 2}}
+    fake = FakeExperiment(tmp_path, documents=400, tables=tables)
+    fake.probe()
+    stages.fit(fake.config)
+    assert stages.project(fake.config).is_file()
+    with pytest.raises(ValueError, match="a run of 320000 repeats it otherwise"):
+        stages.project(fake.config, 320_000)

@@ -6,6 +6,7 @@ import pytest
 from autoscale import stages
 from autoscale.mixture import Mixture
 from autoscale.records import read_json, write_json
+from autoscale.report import report as write_report
 from autoscale.runs import RunResult
 from autoscale.stages import artifact
 from autoscale.summary import summarise
@@ -213,3 +214,44 @@ def test_a_failed_run_is_listed_with_its_reason(tmp_path):
 def test_the_target_mixture_has_as_many_weights_as_there_are_domains(summary):
     for mixture in summary["mixtures"]:
         assert Mixture.from_mapping(mixture["weights"]).domains == tuple(summary["domains"])
+
+
+def test_adopted_shards_of_unknown_texts_have_no_bits_per_byte(tmp_path):
+    fake = FakeExperiment(tmp_path)
+    path = tmp_path / "manifest.json"
+    content = json.loads(path.read_text())
+    for domain in content["domains"]:
+        for shard in domain["validation"]:
+            shard["text_bytes"] = None
+    path.write_text(json.dumps(content))
+    fake.run()
+    found = summarise(fake.config)
+    assert set(found["data"]["bytes_per_token"].values()) == {None}
+    per_domain = found["mixtures"][0]["domains"]
+    assert all(losses["bits_per_byte"] is None for losses in per_domain.values())
+    assert ">unknown</td>" in write_report(fake.config).read_text()
+
+
+def test_matched_probes_are_compared_by_what_they_drew_from(tmp_path):
+    """The target repeats no more than probes at a quarter of it, on a quarter of the documents."""
+    tables = JOINT | {
+        "data": {"max_epochs": 8},
+        "probe": {**JOINT["probe"], "match_repetition": True},
+        "train": {**JOINT["train"], "budget": "640K"},
+    }
+    fake = FakeExperiment(tmp_path, documents=300, noise=0.003, tables=tables)
+    fake.run()
+    found = summarise(fake.config)
+    target = next(m for m in found["mixtures"] if m["name"] == "autoscale")
+    epochs = {
+        name: weight * 640_000 / found["data"]["available_tokens"][name]
+        for name, weight in target["weights"].items()
+    }
+    most = {
+        name: max(row["epochs"][name] for row in found["runs"] if row["stage"] == "probe")
+        for name in epochs
+    }
+    beyond = {name for name in epochs if epochs[name] > max(1.05, 1.2 * most[name])}
+    said = " ".join(w["text"] for w in found["warnings"] if "repeats" in w["text"])
+    assert {name for name in epochs if name in said} == beyond
+    assert not said or "was fitted to runs that repeat it less" in said

@@ -1,13 +1,16 @@
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
 from autoscale import stages
+from autoscale.audit import Audit, DomainAudit
+from autoscale.plan_tables import plan_table
 from autoscale.records import read_json
 from autoscale.stages import artifact
 from autoscale.summary import summarise
-from autoscale.terminal import plan_table, saved_text, status_table, summary_table
+from autoscale.terminal import audit_table, saved_text, status_table, summary_table
 from autoscale.wording import interval, signed
 from tests.unit.fake_experiment import JOINT, SEVEN, FakeExperiment, complete_experiment
 
@@ -135,6 +138,50 @@ def test_a_plan_of_unknown_cost_says_so(tmp_path):
     fake = FakeExperiment(tmp_path)
     text = shown(plan_table(read_json(stages.plan(fake.config), "plan")))
     assert text.count("unknown") >= 3
+
+
+def test_the_plan_says_what_runs_draw_from(tmp_path):
+    budgets = ["80K", "120K", "160K", "240K", "320K"]
+    tables = {
+        "data": {"packing": "best_fit"},
+        "probe": {"match_repetition": True, "budgets": budgets},
+        "train": {"stages": [{"begin": 0.5, "weights": "natural"}]},
+    }
+    fake = FakeExperiment(tmp_path, SEVEN, documents=300, tables=tables)
+    text = flat(plan_table(read_json(stages.plan(fake.config), "plan")))
+    assert "Packing best_fit: at most" in text and "of the positions" in text
+    assert "Tokens that probe runs draw from" in text
+    assert "12.50% of all" in text and "37.50% of all" in text
+    assert "Later stages" in text and "from step 312" in text
+
+
+def test_the_audit_shows_what_was_drawn_or_not_known():
+    domain = DomainAudit(
+        name="stack_exchange_questions",
+        windows=1_234_567_890,
+        tokens=2_528_395_038_720,
+        epochs=1.6,
+        fewest_draws=1,
+        most_draws=2,
+        documents=123_456_789,
+        documents_touched=123_456_789,
+        most_drawn_document=2.0,
+    )
+    unknown = replace(
+        domain, name="web", documents=None, documents_touched=None, most_drawn_document=None
+    )
+    audit = Audit(
+        run_id="train-2.5T-autoscale-seed0-0123456789ab",
+        steps=20,
+        num_steps=20,
+        domains=(domain, unknown),
+        checksum="d4fb4e37b20c6707",
+        problems=(),
+    )
+    text = shown(audit_table(audit))
+    assert "1 to 2" in text and "2.00 times" in text and text.count("unknown") == 2
+    assert "The record agrees. Checksum of all rows, read again: d4fb4e37b20c6707." in text
+    assert "The record differs." in shown(audit_table(replace(audit, problems=("no",))))
 
 
 def test_the_status_counts_runs_and_explains_failures(tmp_path):

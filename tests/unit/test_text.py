@@ -2,9 +2,11 @@
 
 import gzip
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
@@ -184,3 +186,50 @@ def test_bad_parquet_is_named(tmp_path: Path) -> None:
     refuse(path, f"{path}, row 2: field 'text' should hold text, found null")
     parquet.write_table(pa.table({"text": [1]}), path)
     refuse(path, "found a number")
+
+
+@pytest.fixture
+def storage() -> Iterator[str]:
+    """A folder in memory, reached by URL, with files of two formats."""
+    url = "memory:///autoscale-texts/web"
+    files, path = fsspec.core.url_to_fs(url)
+    files.makedirs(path)
+    files.pipe(f"{path}/a.jsonl.zst", zstandard.ZstdCompressor().compress(lines_of(TEXTS)))
+    with files.open(f"{path}/deeper/b.parquet", "wb") as file:
+        parquet.write_table(pa.table({"text": TEXTS}), file)
+    files.pipe(f"{path}/notes.md", b"not text of the domain")
+    files.pipe(f"{path}/deeper/empty.txt", b"")
+    yield url
+    files.rm("/autoscale-texts", recursive=True)
+
+
+def test_texts_are_read_by_url(storage: str) -> None:
+    assert read_all(f"{storage}/a.jsonl.zst") == TEXTS
+    assert read_all(f"{storage}/deeper/b.parquet") == TEXTS
+    assert read_all(f"{storage}/*.zst") == TEXTS
+    fsspec.filesystem("memory").rm("/autoscale-texts/web/deeper/empty.txt")
+    found = resolve_sources((storage,), domain="web")
+    assert [source.location.removeprefix(storage) for source in found] == [
+        "/a.jsonl.zst",
+        "/deeper/b.parquet",
+    ]
+    positions = [position for _, position in read_texts(found[0])]
+    assert positions == sorted(positions)
+    assert positions[-1] == found[0].size
+
+
+def test_a_data_set_saved_to_a_url_is_read(storage: str) -> None:
+    dataset = datasets.Dataset.from_dict({"text": TEXTS})
+    dataset.save_to_disk(f"{storage}/saved")
+    assert read_all(f"{storage}/saved") == TEXTS
+
+
+def test_urls_without_text_are_named(storage: str) -> None:
+    refuse(f"{storage}/none.jsonl", "domain 'web'", f"{storage}/none.jsonl does not exist")
+    refuse(f"{storage}/*.json", "domain 'web'", f"no file matches {storage}/*.json")
+    refuse(f"{storage}/deeper/empty.txt", "empty.txt is empty (0 bytes)")
+    refuse(f"{storage}/notes.md", "notes.md is of an unknown format '.md'")
+    twice = (f"{storage}/a.jsonl.zst", f"{storage}/*.zst".replace(":///", "://"))
+    with pytest.raises(ValueError, match=r"a.jsonl.zst is named twice"):
+        resolve_sources(twice, domain="web")
+    refuse("nowhere://bucket/a.jsonl", "nowhere://bucket/a.jsonl cannot be read", "install fsspec")

@@ -1,0 +1,1 @@
+"""Steps of `data_prep/build.py`: datatrove pipelines from a corpus to shards and a manifest."""
