@@ -19,7 +19,7 @@ _BATCHES_A_SECOND: Final = 80_000  # so that a round takes about as long as else
 def gather(setting: Setting) -> Iterator[str]:
     batches = int(_BATCHES_A_SECOND * setting.seconds)
     yield (
-        f"The same windows from the same pages into a reused int64 [8, 1025], in turn in one "
+        f"The same windows from the same pages into a reused int64 [8, 1024], in turn in one "
         f"process, {setting.rounds} rounds of {batches} batches; first checked to be the same bit "
         "for bit. Bare: a C loop over addresses found beforehand (`cc -O3`), called from Python "
         "once a batch, or once for a whole round. Share: of ours in the bare rate, median over "

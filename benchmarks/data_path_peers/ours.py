@@ -1,6 +1,6 @@
 """autoscale: `MixtureStream` over prepared shards, into one int64 buffer that is used again.
 
-Rows have 1025 tokens, inputs and labels together; the other loaders give 1024. With
+A row has 1024 tokens, as those of the other loaders: 1023 inputs and their labels. With
 AUTOSCALE_WITHOUT_KERNEL=1 the compiled kernel is hidden, as where it was not built.
 """
 
@@ -30,7 +30,7 @@ def write(workload: Workload, folder: Path) -> None:
 def build(workload: Workload) -> MixtureStream:
     return MixtureStream(
         workload.folder / "shards" / "manifest.json",
-        sequence_length=workload.sequence_length,
+        sequence_length=workload.sequence_length - 1,
         batch_size=workload.batch_size,
         weights=dict(zip(workload.domains, workload.weights, strict=True)),
         seed=workload.seed,
@@ -47,7 +47,7 @@ def open_at(workload: Workload, folder: Path, position: int) -> Batches:
 def _batches(workload: Workload, stream: MixtureStream) -> Batches:
     out = np.empty(stream.shape, dtype=np.int64)
     for step in itertools.count(stream.step):
-        yield stream.batch(step, out=out).inputs
+        yield stream.batch(step, out).tokens
 
 
 if __name__ == "__main__":

@@ -48,7 +48,7 @@ class Contest:
             seed=self._workload.seed,
         )
         located = self.stream.order.locate(positions)
-        bytes_in = 2 * self._workload.sequence_length * located.window
+        bytes_in = 2 * self.stream.windows.sequence_length * located.window
         return self._begin[located.domain] + bytes_in.astype(np.uint64)
 
     def ours(self, first: int, addresses: np.ndarray) -> float:
