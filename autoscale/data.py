@@ -10,7 +10,7 @@ from .delivery import Delivery
 from .manifest import Manifest
 from .mixture_stream import MixtureStream, TokenBatch
 from .runs import RunSpec
-from .sampler import Stage
+from .stage_quotas import Stage
 from .windows.form import Packing
 from .windows.opening import open_windows
 from .windows.reading import WindowReader

@@ -116,7 +116,7 @@ def shuffle(
     steps: NDArray[np.int64],
     positions: NDArray[np.int64],
 ) -> None:
-    """`sampler.batch_positions` into `positions`, shape (num_steps, share).
+    """`batch_order.batch_positions` into `positions`, shape (num_steps, share).
 
     Args:
         key: of the shuffle.

@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 
 from .manifest import Manifest
 from .mixture import require_same_names
-from .sampler import OPEN_END, Located, MixtureOrder, Stage
+from .sampler import Located, MixtureOrder
+from .stage_quotas import OPEN_END, Stage
 from .stream_plan import Slice, StepPlan
 from .windows.form import Packing
 from .windows.opening import Split, open_windows

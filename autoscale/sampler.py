@@ -11,13 +11,11 @@ Position n becomes (domain, epoch, window) by arithmetic alone, in three steps:
 So the order of the windows within a domain depends neither on the weights nor on the other
 domains, nothing has to be stored but the quotas, and a run may go on from any position at any
 world size. The last stage may be cut at any position for another one (`change_stage`). Ranks take
-contiguous slices of each global batch *after* a keyed shuffle inside it (`batch_positions`): the
-spread of step 1 is periodic, and would give a rank always the same domain.
+slices of each global batch after a keyed shuffle inside it (`batch_order`).
 """
 
 import hashlib
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,66 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import kernel
-from .mixture import largest_remainder
 from .permutation import MAX_SIZE, derive_key, derive_subkeys, permute, permute_blocks
 from .quota_tree import MAX_DRAWS, QuotaTree
-
-OPEN_END: Final = 2**40
-"""Samples of a stage without an end."""
+from .stage_quotas import Stage
 
 _ORDER_VERSION: Final = 1  # raise it when the same quotas and seed would give another order
-_UNIT_OF_SHARES: Final = 2**49  # room below 2**50 for weights that are rounded up to one
 _CHUNK: Final = 1 << 14  # positions located at a time: the working arrays stay in the cache
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Stage:
-    """A stretch of a run with constant weights.
-
-    Attributes:
-        quotas: windows to draw of each domain, zeros allowed.
-        shares: integers proportional to the weights that the quotas were rounded from, with a sum
-            up to 2**50; the schedule then stays closer to the weights. Empty: the quotas are taken.
-        num_samples: length of the stage; None stands for the sum of the quotas, and is replaced by
-            it. Shorter where the stage was cut: the quotas are then not drawn to their end.
-    """
-
-    quotas: tuple[int, ...]
-    shares: tuple[int, ...] = ()
-    num_samples: int = None  # type: ignore[assignment]  # an integer from here on
-
-    def __post_init__(self) -> None:
-        if self.num_samples is None:
-            object.__setattr__(self, "num_samples", sum(self.quotas))  # type: ignore[unreachable]
-
-    @classmethod
-    def of_weights(cls, weights: Sequence[float], num_samples: int | None = None) -> Self:
-        """The stage that follows `weights`, its quotas rounded by largest remainder.
-
-        Args:
-            weights: of the domains, at least 0, of any scale.
-            num_samples: length of the stage; None is a stage without an end, which holds 2**40
-                samples and is meant to be cut (`MixtureOrder.change_stage`).
-
-        Raises:
-            ValueError: a weight is negative or not finite, or all are 0.
-        """
-        for number, weight in enumerate(weights):
-            if not (math.isfinite(weight) and weight >= 0):
-                raise ValueError(
-                    f"weight number {number} is {weight}; expected a finite number of at least 0"
-                )
-        total = math.fsum(weights)
-        if not total > 0:
-            raise ValueError("all weights are 0; give at least one domain a positive weight")
-        if num_samples is None:
-            num_samples = OPEN_END
-        return cls(
-            quotas=tuple(largest_remainder(weights, num_samples).tolist()),
-            shares=tuple(
-                max(int(weight / total * _UNIT_OF_SHARES), 1) if weight else 0 for weight in weights
-            ),
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -245,7 +189,7 @@ class MixtureOrder:
             "seed": self.seed,
             "domains": list(self.domains),
             "num_windows": list(self.num_windows),
-            "stages": [_stage_record(stage) for stage in self.stages],
+            "stages": [stage.record() for stage in self.stages],
         } | ({} if self.locality == 1 else {"locality": self.locality})
 
     @classmethod
@@ -265,7 +209,7 @@ class MixtureOrder:
             domains=state["domains"],
             num_windows=state["num_windows"],
             seed=state["seed"],
-            stages=[_recorded_stage(record) for record in state["stages"]],
+            stages=[Stage.of_record(record) for record in state["stages"]],
             locality=state.get("locality", 1),
         )
 
@@ -307,27 +251,12 @@ class MixtureOrder:
 
     def _check_stage(self, stage: Stage, position: int | None = None) -> None:
         """Raise ValueError unless the stage fits at `position`, the end of the order by default."""
-        _check_shape(stage, self.domains)
-        for name, quota, available in zip(
-            self.domains, stage.quotas, self._windows.tolist(), strict=True
-        ):
-            if quota < 0:
-                raise ValueError(f"domain {name!r} has quota {quota}; expected at least 0")
-            if quota and not available:
-                raise ValueError(
-                    f"domain {name!r} has quota {quota} but no windows; give it weight 0, or "
-                    "shorten the sequences until it has some"
-                )
-        most = sum(stage.quotas)
-        if most == 0:
-            raise ValueError("stage draws nothing: all quotas are 0; give one domain a quota")
-        if not 1 <= stage.num_samples <= most:
-            raise ValueError(f"stage has {stage.num_samples} samples; its quotas allow 1 to {most}")
+        stage.check(self.domains, self._windows.tolist())
         end = (self.num_samples if position is None else position) + stage.num_samples
-        if max(end, most) > MAX_DRAWS:
+        most = max(end, sum(stage.quotas))
+        if most > MAX_DRAWS:
             raise ValueError(
-                f"the stages have {max(end, most)} samples together; at most {MAX_DRAWS} are "
-                "supported"
+                f"the stages have {most} samples together; at most {MAX_DRAWS} are supported"
             )
 
     def _check_positions(self, positions: NDArray[np.int64]) -> None:
@@ -337,53 +266,6 @@ class MixtureOrder:
                 f"position {outside[0]} is outside the order's {self.num_samples} samples; "
                 "append a stage before drawing further"
             )
-
-
-def batch_positions(
-    *,
-    step: int | NDArray[np.int64],
-    batch_size: int,
-    rank: int,
-    world_size: int,
-    seed: int,
-) -> NDArray[np.int64]:
-    """Positions of this rank's slice of a global batch, after a keyed shuffle inside the batch.
-
-    Where the ranks do not divide the batch, rank r takes the places from floor(r B / W) up to
-    floor((r + 1) B / W) of the shuffled batch of B, so that slices differ by one at most.
-
-    Another batch size keeps what stands at the positions `[0, n)`, for every n: a run that has
-    consumed n samples has drawn the same windows, whatever its batches were. It does not keep the
-    order inside a batch, and so not the slice that a rank is given.
-
-    Args:
-        step: number of the global batch, or an array of them.
-        batch_size: windows in a global batch; global batch `s` holds the positions
-            `[s * batch_size, (s + 1) * batch_size)`, whatever the world size.
-        rank: this rank, below `world_size`.
-        world_size: ranks that share the batch.
-        seed: of the shuffle.
-
-    Returns:
-        Positions, shape (share,), after the shape of `step` if it is an array.
-
-    Raises:
-        ValueError: the batch is empty.
-    """
-    assert 0 <= rank < world_size, (rank, world_size)
-    if batch_size < 1:
-        raise ValueError(f"a global batch of {batch_size} windows; expected at least 1")
-    first, end = (batch_size * edge // world_size for edge in (rank, rank + 1))
-    key = derive_key("batch", seed)
-    steps = np.asarray(step, dtype=np.int64)
-    if kernel.compiled is not None:
-        positions = np.empty((*steps.shape, end - first), dtype=np.int64)
-        kernel.shuffle(int(key), batch_size, first, np.ascontiguousarray(steps), positions)
-        return positions
-    steps = steps[..., None]
-    tickets = derive_subkeys(derive_subkeys(np.array([key]), steps), np.arange(batch_size))
-    shuffled = np.argsort(tickets, axis=-1, kind="stable")
-    return steps * batch_size + shuffled[..., first:end]
 
 
 @dataclass(frozen=True, slots=True)
@@ -404,10 +286,11 @@ class _PlacedStage:
     shares: NDArray[np.int64] | None
 
     def stage(self) -> Stage:
+        quotas = tuple(self.tree.quotas().tolist())
         return Stage(
-            quotas=tuple(self.tree.quotas().tolist()),
+            quotas=quotas,
             shares=() if self.shares is None else tuple(self.shares.tolist()),
-            num_samples=self.num_samples,
+            cut=None if self.num_samples == sum(quotas) else self.num_samples,
         )
 
     def end(self) -> _StageEnd:
@@ -420,48 +303,6 @@ class _PlacedStage:
         """Domain and draws of it before, for positions inside this stage, both of shape (n,)."""
         domain, rank = self.tree.locate(positions - self.begin.position)
         return domain, rank + self.begin.draws[domain]
-
-
-def _stage_record(stage: Stage) -> list[int] | dict[str, Any]:
-    """As JSON; a plain list where the quotas say all, as in the states of earlier versions."""
-    quotas, whole = list(stage.quotas), stage.num_samples == sum(stage.quotas)
-    if whole and not stage.shares:
-        return quotas
-    return {
-        "quotas": quotas,
-        "shares": list(stage.shares),
-        "num_samples": stage.num_samples,
-    }
-
-
-def _recorded_stage(record: Sequence[int] | Mapping[str, Any]) -> Stage:
-    if not isinstance(record, Mapping):
-        return Stage(quotas=tuple(record))
-    return Stage(
-        quotas=tuple(record["quotas"]),
-        shares=tuple(record["shares"]),
-        num_samples=record["num_samples"],
-    )
-
-
-def _check_shape(stage: Stage, domains: tuple[str, ...]) -> None:
-    if len(stage.quotas) != len(domains):
-        raise ValueError(
-            f"stage has {len(stage.quotas)} quotas; expected one for each of the {len(domains)} "
-            f"domains {', '.join(domains)}"
-        )
-    if not stage.shares:
-        return
-    if len(stage.shares) != len(domains):
-        raise ValueError(
-            f"stage has {len(stage.shares)} shares; expected one for each of the {len(domains)} "
-            f"domains {', '.join(domains)}"
-        )
-    if min(stage.shares) < 0 or not 1 <= sum(stage.shares) <= MAX_DRAWS:
-        raise ValueError(
-            f"stage has shares from {min(stage.shares)} on, {sum(stage.shares)} together; expected "
-            f"at least 0, and 1 to {MAX_DRAWS} together"
-        )
 
 
 def _check_domains(domains: tuple[str, ...], num_windows: Sequence[int]) -> None:

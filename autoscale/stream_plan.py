@@ -10,7 +10,8 @@ from typing import Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from .sampler import Located, MixtureOrder, batch_positions
+from .batch_order import batch_positions
+from .sampler import Located, MixtureOrder
 from .windows.reading import PlannedRows, WindowReader
 
 _SAMPLES: Final = 1 << 14  # of this rank; a few milliseconds of work

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch.utils.data import IterableDataset, get_worker_info
 
 from .mixture_stream import MixtureStream, TokenBatch
-from .sampler import Stage
+from .stage_quotas import Stage
 
 IGNORED: Final = -100
 """Label of a token that is not predicted, as torch's and transformers' losses expect it."""

@@ -7,7 +7,8 @@ import numpy as np
 from data_path_bare import chain, greedy
 from numpy.typing import NDArray
 
-from autoscale.sampler import MixtureOrder, Stage
+from autoscale.sampler import MixtureOrder
+from autoscale.stage_quotas import Stage
 
 GOAL: Final = 1.5
 _LENGTHS: Final = (1_000_000, 999_983)

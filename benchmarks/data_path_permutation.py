@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import ks_2samp
 
-from autoscale.sampler import MixtureOrder, Stage
+from autoscale.sampler import MixtureOrder
+from autoscale.stage_quotas import Stage
 
 _SIZES: Final = (50, 1000, 4093, 65_536, 1_000_003)
 _KEYS: Final = 100

@@ -14,7 +14,8 @@ from data_path_throughput import Setting
 from data_path_worker import SCRIPTS
 from data_path_workload import WEIGHTS
 
-from autoscale.sampler import MixtureOrder, Stage
+from autoscale.sampler import MixtureOrder
+from autoscale.stage_quotas import Stage
 
 _GOAL_BYTES: Final = 100
 _SAMPLES: Final = (10**8, 10**12)

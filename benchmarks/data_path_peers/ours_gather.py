@@ -21,7 +21,7 @@ from data_path_bare import library
 from ours import build
 from protocol import Workload
 
-from autoscale.sampler import batch_positions
+from autoscale.batch_order import batch_positions
 
 
 class Contest:

@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from autoscale import kernel
+from autoscale.batch_order import batch_positions
 from autoscale.pieces import FileTable, Pieces
-from autoscale.sampler import MixtureOrder, Stage, batch_positions
+from autoscale.sampler import MixtureOrder
+from autoscale.stage_quotas import Stage
 from tests.unit.both_paths import NOT_BUILT, numpy_alone
 
 pytestmark = pytest.mark.skipif(kernel.compiled is None, reason=NOT_BUILT)
@@ -281,7 +283,7 @@ def long_orders(draw: st.DrawFn) -> MixtureOrder:
         length = draw(st.one_of(st.integers(1, 50), st.integers(1, 2**44)))
         stage = Stage.of_weights(weights, length)
         if draw(st.booleans()):
-            stage = Stage(quotas=stage.quotas, num_samples=draw(st.integers(1, length)))
+            stage = Stage(quotas=stage.quotas, cut=draw(st.integers(1, length)))
         stages.append(stage)
     sizes = st.one_of(st.integers(1, 2000), st.integers(1, 2**50))
     return MixtureOrder(

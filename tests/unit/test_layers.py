@@ -11,12 +11,14 @@ PACKAGE = Path(__file__).parents[2] / "autoscale"
 
 LAYERS = {
     "numerics": {
-        "comparison", "constraints", "decision", "designs", "estimate", "feasible_set",
-        "foresight", "interior_point", "kernel", "law_choice", "mixture", "mixture_objective",
-        "mixture_program", "objective", "optimum", "pareto", "permutation", "pieces", "polytope",
+        "batch_order", "comparison", "constraints", "decision", "designs", "estimate",
+        "feasible_set", "foresight", "interior_point", "kernel", "law_choice", "mixture",
+        "mixture_objective", "mixture_program", "objective", "optimum", "pareto", "permutation",
+        "pieces", "polytope",
         "primal_dual", "probes", "projection", "published_table", "quota_tree", "random_search",
         "repetition_rate", "residuals", "run_table", "sampler", "scaling_law", "schedule",
-        "solver", "token_count", "tree_shape", "uncertainty", "laws.average", "laws.bimix",
+        "solver", "stage_quotas", "token_count", "tree_shape", "uncertainty", "laws.average",
+        "laws.bimix",
         "laws.effective_tokens", "laws.fit", "laws.fitted_law", "laws.fitter", "laws.frame",
         "laws.inverse_sum", "laws.levenberg_marquardt", "laws.log_linear", "laws.mixture_term",
         "laws.power_sum", "laws.records", "laws.repetition", "laws.rescaled", "laws.separable",

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autoscale.mixture_stream import MixtureStream
-from autoscale.sampler import Stage
+from autoscale.stage_quotas import Stage
 from autoscale.windows.opening import open_windows
 from autoscale.windows.reading import WindowReader
 from tests.unit.both_paths import numpy_alone

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from autoscale.mixture import largest_remainder
 from autoscale.quota_tree import MAX_DRAWS, QuotaTree
-from autoscale.sampler import Stage
+from autoscale.stage_quotas import Stage
 from tests.unit.both_paths import both_paths  # noqa: F401  (every test runs on both)
 
 FIBONACCI_BOUND = 1.68

@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from autoscale.batch_order import batch_positions
 from autoscale.mixture import largest_remainder
-from autoscale.sampler import OPEN_END, Located, MixtureOrder, Stage, batch_positions
+from autoscale.sampler import Located, MixtureOrder
+from autoscale.stage_quotas import OPEN_END, Stage
 from tests.unit.both_paths import both_paths  # noqa: F401  (every test runs on both)
 
 # K domains, S stages, B windows a global batch
@@ -44,7 +46,7 @@ def stages_of(draw: st.DrawFn, quota_K: st.SearchStrategy[tuple[int, ...]]) -> S
     return Stage(
         quotas=quotas,
         shares=draw(st.sampled_from([(), shares])),
-        num_samples=draw(st.integers(1, sum(quotas))) if draw(st.booleans()) else None,
+        cut=draw(st.integers(1, sum(quotas))) if draw(st.booleans()) else None,
     )
 
 
@@ -242,7 +244,7 @@ def test_digests_differ_in_everything_that_changes_the_order() -> None:
         digest(stages=[Stage(quotas=(2, 4))]),
         digest(stages=[Stage(quotas=(1, 1)), Stage(quotas=(2, 2))]),
         digest(stages=[Stage(quotas=(3, 3), shares=(3, 3))]),
-        digest(stages=[Stage(quotas=(3, 3), num_samples=5)]),
+        digest(stages=[Stage(quotas=(3, 3), cut=5)]),
         digest(locality=2),
     ]
     assert len(set(digests)) == len(digests)
@@ -437,7 +439,7 @@ def test_a_change_at_the_begin_of_the_last_stage_replaces_it() -> None:
     order.change_stage(5, first)
     assert order.stages == (second, first)
     order.change_stage(7, Stage(quotas=(2, 2)))
-    assert order.stages == (second, Stage(quotas=(4, 1), num_samples=2), Stage(quotas=(2, 2)))
+    assert order.stages == (second, Stage(quotas=(4, 1), cut=2), Stage(quotas=(2, 2)))
     empty = MixtureOrder(domains=["a"], num_windows=[3], seed=0)
     empty.change_stage(0, Stage(quotas=(2,)))
     assert empty.num_samples == 2
@@ -561,8 +563,8 @@ def test_memory_is_at_most_100_bytes_a_domain_whatever_the_samples(shares: bool)
         ({"stages": [Stage(quotas=(1, 1), shares=(1,))]}, "stage has 1 shares; expected one for"),
         ({"stages": [Stage(quotas=(1, 1), shares=(1, -1))]}, "stage has shares from -1 on"),
         ({"stages": [Stage(quotas=(1, 1), shares=(0, 0))]}, "and 1 to 1125899906842624 together"),
-        ({"stages": [Stage(quotas=(1, 1), num_samples=3)]}, "stage has 3 samples; its quotas"),
-        ({"stages": [Stage(quotas=(1, 1), num_samples=0)]}, "its quotas allow 1 to 2"),
+        ({"stages": [Stage(quotas=(1, 1), cut=3)]}, "stage has 3 samples; its quotas"),
+        ({"stages": [Stage(quotas=(1, 1), cut=0)]}, "its quotas allow 1 to 2"),
         ({"locality": 0}, "locality is 0; expected at least 1 window a block"),
     ],
 )
