@@ -1,10 +1,14 @@
 """The batch scripts under a real Slurm of two nodes."""
 
 import json
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from autoscale.manifest import Manifest
+from autoscale.verification import verify
 from tests.cluster.slurm import SlurmCluster
 from tests.conftest import ROOT, TinyExperiment, environment
 
@@ -69,3 +73,34 @@ def test_an_array_shares_the_probes(slurm: SlurmCluster, tiny: TinyExperiment) -
     assert set(held) == set(tiny.results()) and held, said(slurm)
     assert {claim["generation"] for claim in held.values()} == {1}
     assert len({claim["owner"]["pid"] for claim in held.values()}) >= 2
+
+
+def test_a_corpus_is_built_as_job_arrays(
+    slurm: SlurmCluster, tiny_text: Path, tiny_shards: Path, tmp_path: Path
+) -> None:
+    """data_prep/build.py submits its stages; what it leaves is what the local executor leaves."""
+    corpus = tmp_path / "corpus"
+    for name in ("english_docs", "licences_metadata"):
+        lines = (tiny_text / f"{name}.jsonl").read_text().splitlines(keepends=True)
+        for part in range(2):
+            path = corpus / name / f"{part}.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text("".join(lines[part::2]))
+    (tokenizer,) = tiny_shards.glob("tokenizer-*/")
+    command = [
+        sys.executable, str(ROOT / "data_prep" / "build.py"), "--corpus", "jsonl",
+        "--source", str(corpus), "--tokenizer", str(tokenizer), "--tasks", "2",
+        "--across-domains", "--validation-fraction", "0.2",
+    ]  # fmt: skip
+    on_slurm = ["--executor", "slurm", "--slurm-partition", "main", "--slurm-time", "00:10:00"]
+    on_slurm += ["--slurm-mem-per-cpu-gb", "1"]
+    slurm.run(*command, "--output", str(tmp_path / "slurm"), *on_slurm)
+    slurm.run(*command, "--output", str(tmp_path / "local"))
+    last = slurm.run("squeue", "--noheader", "--format=%A").split()
+    for job in last:
+        slurm.wait(job, timeout=LIMIT)
+    built, expected = (
+        Manifest.load(tmp_path / name / "manifest.json") for name in ("slurm", "local")
+    )
+    assert verify(built) == []
+    assert built.fingerprint == expected.fingerprint
