@@ -27,7 +27,7 @@ from .manifest import Manifest
 from .mixture import require_same_names
 from .sampler import Located, MixtureOrder
 from .stage_quotas import OPEN_END, Stage
-from .stream_plan import Slice, StepPlan
+from .stream_plan import LEAST_SAMPLES, MOST_SAMPLES, Slice, StepPlan
 from .windows.form import Packing
 from .windows.opening import Split, open_windows
 from .windows.ranges import begins_of
@@ -204,9 +204,7 @@ class MixtureStream:
         """
         plan = self._plan
         if plan is None or plan.order is not self._order or not plan.begin <= step < plan.end:
-            plan = self._plan = StepPlan.make(
-                self._order, self._slice, step, self._reader, self._first_window_K
-            )
+            plan = self._plan = self._plan_from(step, plan)
         if out is None:
             out = np.empty(self.shape, dtype=self.wire_dtype)
         elif out.shape != self.shape:
@@ -219,6 +217,20 @@ class MixtureStream:
             positions = np.empty(self.shape, dtype=np.int32)
         self._reader.fill(plan.rows, first, last, first_row, out, positions)
         return TokenBatch(out, positions, step, plan)
+
+    def _plan_from(self, step: int, before: StepPlan | None) -> StepPlan:
+        """Few steps at first, and twice as many each time that the steps follow each other."""
+        samples = LEAST_SAMPLES
+        if before is not None and step == before.end:
+            samples = min(2 * (before.end - before.begin) * self.shape[0], MOST_SAMPLES)
+        return StepPlan.make(
+            self._order,
+            self._slice,
+            step,
+            self._reader,
+            self._first_window_K,
+            max(samples, LEAST_SAMPLES),
+        )
 
     def __iter__(self) -> Iterator[TokenBatch]:
         """Batches from the current position to the end, each consumed as it is handed over."""

@@ -54,7 +54,8 @@ class Prefetcher:
         stream: what to read.
         steps: numbers of the global batches; from the stream's position to its end by default.
         device: where the batches are wanted.
-        depth: batches to read ahead.
+        depth: batches to read ahead in the thread; 0 reads each one when it is asked for, without a
+            thread, which on a CPU would only take time from the model.
     """
 
     def __init__(
@@ -64,13 +65,27 @@ class Prefetcher:
         device: torch.device | str = "cpu",
         depth: int = 2,
     ) -> None:
-        if depth < 1:
-            raise ValueError(f"depth is {depth}; expected at least 1 batch to read ahead")
+        if depth < 0:
+            raise ValueError(f"depth is {depth}; expected 0 or more batches to read ahead")
         self._stream, self._steps = stream, steps
-        self._buffers = [_Buffer(stream, torch.device(device)) for _ in range(depth)]
+        self._depth = depth
+        self._buffers = [_Buffer(stream, torch.device(device)) for _ in range(max(depth, 1))]
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prefetch")
 
     def __iter__(self) -> Iterator[DeviceBatch]:
+        return self._ahead() if self._depth else self._on_demand()
+
+    def _on_demand(self) -> Iterator[DeviceBatch]:
+        (buffer,) = self._buffers
+        first, asked = self._stream.step, 0
+        while (step := self._step(first, asked)) is not None:
+            batch = buffer.read(self._stream, step)
+            on_device = buffer.to_device(batch)
+            self._stream.hand_over(batch)
+            asked += 1
+            yield on_device
+
+    def _ahead(self) -> Iterator[DeviceBatch]:
         free = list(self._buffers)
         ahead: deque[tuple[int, _Buffer, Future[TokenBatch]]] = deque()
         first, asked = self._stream.step, 0

@@ -14,7 +14,8 @@ from .batch_order import batch_positions
 from .sampler import Located, MixtureOrder
 from .windows.reading import PlannedRows, WindowReader
 
-_SAMPLES: Final = 1 << 14  # of this rank; a few milliseconds of work
+LEAST_SAMPLES: Final = 1 << 8  # of this rank: where single steps are asked for
+MOST_SAMPLES: Final = 1 << 14  # a few milliseconds of work
 _POSITIONS: Final = 1 << 16  # of all ranks, since the shuffle covers the global batch
 
 
@@ -75,10 +76,12 @@ class StepPlan:
         step: int,
         reader: WindowReader,
         first_window_K: NDArray[np.int64],
+        num_samples: int,
     ) -> Self:
         """Plan some steps from `step` on.
 
         Args:
+            num_samples: of this rank, as many as are planned if the global batches are not large.
             reader: of the windows of all domains, numbered through.
             first_window_K: number of the first window of each domain, shape (K,).
 
@@ -88,7 +91,7 @@ class StepPlan:
         num_steps = part.num_steps(order)
         if not 0 <= step < num_steps:
             raise ValueError(f"step {step} is outside the stream's {num_steps} steps")
-        count = max(1, min(_SAMPLES // max(1, part.num_rows), _POSITIONS // part.batch_size))
+        count = max(1, min(num_samples // max(1, part.num_rows), _POSITIONS // part.batch_size))
         steps = np.arange(step, min(step + count, num_steps))
         positions = batch_positions(
             step=steps,

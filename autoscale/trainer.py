@@ -133,9 +133,9 @@ class _Run:
         first_step = self._resume()
         if self.rank == 0:
             self.log = RunLog(self.folder, first_step, self.spec.tokens_per_batch)
-        with Prefetcher(
-            self.stream, range(first_step, self.spec.num_steps), self.device
-        ) as batches:
+        steps = range(first_step, self.spec.num_steps)
+        depth = 0 if self.device.type == "cpu" else 2  # cores that train have no time to spare
+        with Prefetcher(self.stream, steps, self.device, depth) as batches:
             self._train(batches, first_step)
         result = self._result()
         self._export()

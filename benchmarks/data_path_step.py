@@ -1,7 +1,7 @@
 """What the data path costs in training: steps of the demo's model with it and without it."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
@@ -22,7 +22,12 @@ _GOAL: Final = 0.01
 _DEMO: Final = Path(__file__).parents[1] / "launch" / "experiments" / "demo.toml"
 _TOKENS_OF_DOMAIN: Final = 500_000
 _WARM_UP, _TRIPLES = 30, 400
-_ARMS: Final = ("replayed tensors", "`MixtureStream.batch`", "`Prefetcher`")
+_ARMS: Final = (
+    "replayed tensors",
+    "`MixtureStream.batch`",
+    "`Prefetcher`, depth 0 (the trainer's on CPUs)",
+    "`Prefetcher`, depth 2 (a thread; the trainer's on GPUs)",
+)
 
 
 def step(setting: Setting) -> Iterator[str]:
@@ -32,9 +37,9 @@ def step(setting: Setting) -> Iterator[str]:
     rows = config.trainer.global_batch_tokens // length
     with TemporaryDirectory() as folder:
         manifest = _write_tokens(Path(folder), vocab_size)
-        direct, prefetched = (
+        direct, *others = (
             MixtureStream(manifest, sequence_length=length, batch_size=rows, weights=[1.0] * 4)
-            for _ in range(2)
+            for _ in range(3)
         )
         fields = resolve_model(
             config.model.name,
@@ -44,12 +49,12 @@ def step(setting: Setting) -> Iterator[str]:
             sequence_length=length,
         )
         trainer = _Trainer(fields, lr=config.trainer.lr)
-        seconds, waited = _measure(direct, prefetched, trainer)
+        seconds, waited = _measure(direct, others, trainer)
     parameters = sum(p.numel() for p in trainer.model.parameters())
     yield (
         f"The demo's {config.model.name} ({parameters / 1e6:.2f}M parameters), batches of {rows} x "
         f"{length} tokens, float32, AdamW, plain torch in one process, "
-        f"{torch.get_num_threads()} thread; {_TRIPLES} triples of steps that differ in where their "
+        f"{torch.get_num_threads()} thread; {_TRIPLES} rounds of steps that differ in where their "
         "tokens come from. Wait: from asking for a batch to having its int64 tensor, mean. "
         "Longer: the step than the one with replayed tensors beside it, median of pairs and its "
         "95% bootstrap interval."
@@ -87,14 +92,15 @@ class _Trainer:
 
 
 def _measure(
-    direct: MixtureStream, prefetched: MixtureStream, trainer: _Trainer
+    direct: MixtureStream, others: Sequence[MixtureStream], trainer: _Trainer
 ) -> tuple[np.ndarray, np.ndarray]:
     """Seconds of each step, and of them until its tokens were there; shape (triples, arms)."""
     seconds, waited = np.empty((2, _WARM_UP + _TRIPLES, len(_ARMS)))
     replayed = [torch.from_numpy(direct.batch(n).tokens.astype(np.int64)) for n in range(16)]
     out = np.empty(direct.shape, dtype=np.int64)
-    with Prefetcher(prefetched) as prefetcher:
-        ahead = iter(prefetcher)
+    on_demand, in_thread = others
+    with Prefetcher(on_demand, depth=0) as plain, Prefetcher(in_thread, depth=2) as prefetcher:
+        on_demand_batches, ahead = iter(plain), iter(prefetcher)
         for triple in range(len(seconds)):
             for turn in range(len(_ARMS)):
                 arm = (triple + turn) % len(_ARMS)
@@ -104,11 +110,12 @@ def _measure(
                 elif arm == 1:
                     tokens = torch.from_numpy(direct.batch(triple, out).tokens)
                 else:
-                    tokens = next(ahead).tokens
+                    tokens = next(on_demand_batches if arm == 2 else ahead).tokens
                 ready = time.perf_counter()
                 trainer.step(tokens)
                 seconds[triple, arm] = time.perf_counter() - start
                 waited[triple, arm] = ready - start
+        on_demand_batches.close()
         ahead.close()
     return seconds[_WARM_UP:], waited[_WARM_UP:]
 

@@ -34,7 +34,7 @@ def assert_same(prefetched, expected):
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
-@pytest.mark.parametrize("depth", [1, 2, 5])
+@pytest.mark.parametrize("depth", [0, 1, 2, 5])
 def test_batches_are_those_of_the_stream(manifest, packing, depth):
     stream = open_stream(manifest, packing=packing)
     with Prefetcher(stream, depth=depth) as batches:
@@ -139,8 +139,8 @@ def test_a_rank_without_rows_gets_empty_batches(manifest):
 
 
 def test_nothing_read_ahead_is_refused(manifest):
-    with pytest.raises(ValueError, match="depth is 0; expected at least 1 batch to read ahead"):
-        Prefetcher(open_stream(manifest), depth=0)
+    with pytest.raises(ValueError, match="depth is -1; expected 0 or more batches to read ahead"):
+        Prefetcher(open_stream(manifest), depth=-1)
 
 
 @pytest.mark.gpu
