@@ -63,9 +63,15 @@ def verify(manifest: Manifest, *, progress: Progress | None = None) -> list[str]
             by_documents=all(each.starts is not None for each in readable),
             shortest=min((each.shard.tokens for each in validation), default=0),
         )
-        _each(pool, lambda each: _read(manifest, each, held_out), validation, "verify", report)
+        _each(
+            pool,
+            lambda each: _read(manifest, each, held_out),
+            validation,
+            "read validation",
+            report,
+        )
         held_out.close()
-        _each(pool, lambda each: _read(manifest, each, held_out), train, "verify", report)
+        _each(pool, lambda each: _read(manifest, each, held_out), train, "read train", report)
     return _tokenizer_problems(manifest) + [problem for each in opened for problem in each.problems]
 
 

@@ -64,7 +64,7 @@ def test_prepared_data_is_in_order(tmp_path: Path) -> None:
     heard: list[tuple[str, int, int]] = []
     manifest = Manifest.load(prepare(config))
     assert verify(manifest, progress=lambda *step: heard.append(step)) == []
-    assert {stage for stage, _, _ in heard} == {"open", "verify"}
+    assert {stage for stage, _, _ in heard} == {"open", "read validation", "read train"}
 
 
 @pytest.mark.usefixtures("_blocks")
