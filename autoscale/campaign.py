@@ -198,6 +198,11 @@ class Campaign:
             self._claim = None
         return self._claim is not None
 
+    @property
+    def _overtaken(self) -> bool:
+        """Whether another job holds the run that this rank claimed."""
+        return self._claim is not None and self._claim.lost
+
     def _count_done(self, index: int) -> None:
         if self._job.store.add(f"{self._prefix}/counted/{index}", 1) == 1:
             self._job.store.add(f"{self._prefix}/done", 1)
@@ -223,7 +228,7 @@ class Campaign:
                 # A rank that lost its peer may wait for it until a time-out: end it now.
                 if self._ranks_per_run > 1 and self._read_text(error_key) is not None:
                     break
-                if self._claim is not None and self._claim.lost:
+                if self._overtaken:
                     lost = "another job took the run over: this one gave no sign of life for long"
                     child.error = ChildError(message=lost, user_mistake=False)
                     break
@@ -250,7 +255,7 @@ class Campaign:
             self._job.store.add(f"{self._prefix}/tokens", task.spec.total_tokens)
         elif error is not None and error.user_mistake:
             self._job.store.set(f"{self._prefix}/mistake", json.dumps(error.message))
-        elif status != "failed" and not (self._claim is not None and self._claim.lost):
+        elif status != "failed" and not self._overtaken:
             cause = error.message if error else "it ended without a result"
             folder = self._store.folder(task.spec)
             message = f"{cause}; see log-rank*.txt in {folder}"

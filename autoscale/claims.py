@@ -81,6 +81,11 @@ class ClaimRecord:
     beats: int = 0
     released: bool = False
 
+    @property
+    def is_given_up(self) -> bool:
+        """Whether nobody holds the run for sure; False while it cannot be known."""
+        return self.released or self.owner.is_gone()
+
 
 def read_claim(folder: Path) -> ClaimRecord | None:
     """The newest claim of a run; None when nobody ever claimed it."""
@@ -160,7 +165,7 @@ class Claims:
 
     def is_free(self, folder: Path, held: ClaimRecord) -> bool:
         """Whether the claim read last is released, or its owner dead."""
-        if held.released or held.owner.is_gone():
+        if held.is_given_up:
             return True
         before, since = self._seen.get(folder, (None, 0.0))
         if before != held:

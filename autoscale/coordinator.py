@@ -192,7 +192,7 @@ def _record(experiment: Experiment, tasks: Sequence[Task], *, resume: bool) -> N
 def _require_unclaimed(folder: Path) -> None:
     """Refuse to delete what another job is training."""
     claim = read_claim(folder)
-    if claim is not None and not claim.released and not claim.owner.is_gone():
+    if claim is not None and not claim.is_given_up:
         raise ValueError(
             f"--no-resume would delete {folder}, which {claim.owner} is training; end that job "
             "first, or leave --no-resume out (should it be gone for good, delete the folder)"

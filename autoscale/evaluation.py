@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 
 from .attention import packed_logits
 from .data import Rows
+from .torch_stream import IGNORED
 
 # B sequences of a micro-batch, T sequence length, V vocabulary
 
@@ -38,9 +39,9 @@ def sum_losses(
             positions_BT[:, :-1],
             implementation=engine.module.config._attn_implementation,
         )
-        labels_BT = labels_BT.masked_fill(positions_BT[:, 1:].flatten() <= 0, -100)
+        labels_BT = labels_BT.masked_fill(positions_BT[:, 1:].flatten() <= 0, IGNORED)
     losses_BT = cross_entropy(
-        logits_BTV.float().flatten(0, 1), labels_BT, reduction="none", ignore_index=-100
+        logits_BTV.float().flatten(0, 1), labels_BT, reduction="none", ignore_index=IGNORED
     ).view(len(tokens_BT), -1)
     return losses_BT.sum(dim=1)
 

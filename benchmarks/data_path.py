@@ -27,6 +27,7 @@ from data_path_setup import setup
 from data_path_step import step
 from data_path_throughput import Setting, resume, throughput
 from data_path_workload import make_workload
+from result_sections import read_sections, write_sections
 
 from autoscale.provenance import commit
 
@@ -72,7 +73,8 @@ def main() -> None:
         seconds=arguments.seconds,
         starts=arguments.starts,
     )
-    content = _read(arguments.output)
+    titles = [title for title, _ in SECTIONS.values()]
+    content = read_sections(arguments.output)
     peers = versions(arguments.peers)
     for name in asked:
         title, section = SECTIONS[name]
@@ -85,7 +87,8 @@ def main() -> None:
             took = time.perf_counter() - start
             head = f"{circumstances}, load {os.getloadavg()[0]:.1f}, {took:.0f} s."
             content[title] = "\n".join([head, "", *lines]) + "\n"
-            _write(arguments.output, content)
+            order = [*titles, *(each for each in content if each not in titles)]  # then the remarks
+            write_sections(arguments.output, TITLE, content, order)
 
 
 def _circumstances(peers: str) -> str:
@@ -104,21 +107,6 @@ def _processor() -> str:
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor()
-
-
-def _read(path: Path) -> dict[str, str]:
-    """Text of the sections in the file, by title."""
-    if not path.exists():
-        return {}
-    blocks = path.read_text(encoding="utf-8").split("\n## ")[1:]
-    return {title: text.strip() + "\n" for title, _, text in (b.partition("\n") for b in blocks)}
-
-
-def _write(path: Path, content: dict[str, str]) -> None:
-    known = [title for title, _ in SECTIONS.values() if title in content]
-    known += [title for title in content if title not in known]  # remarks, written by hand
-    blocks = [f"## {title}\n\n{content[title]}" for title in known]
-    path.write_text("\n".join([TITLE, *blocks]), encoding="utf-8")
 
 
 if __name__ == "__main__":

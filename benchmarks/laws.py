@@ -22,6 +22,7 @@ from law_regmix import coverage, regmix
 from law_simulation import simulation
 from law_speed import speed
 from law_t61 import t61
+from result_sections import read_sections, write_sections
 
 from autoscale.provenance import commit
 
@@ -56,7 +57,8 @@ def main() -> None:
     asked = arguments.only.split(",")
     if unknown := [name for name in asked if name not in SECTIONS]:
         parser.error(f"no section {', '.join(unknown)}; known are {', '.join(SECTIONS)}")
-    content = _read(arguments.output)
+    titles = [title for title, _ in SECTIONS.values()]
+    content = read_sections(arguments.output)
     for name in asked:
         title, section = SECTIONS[name]
         start = time.process_time()
@@ -68,7 +70,7 @@ def main() -> None:
             content[title] = (
                 "\n".join([f"{_circumstances()}, {took:.0f} s of processor time.", *lines]) + "\n"
             )
-            _write(arguments.output, content)
+            write_sections(arguments.output, TITLE, content, titles)
 
 
 def _circumstances() -> str:
@@ -79,20 +81,6 @@ def _circumstances() -> str:
         f"{platform.python_version()}, {libraries}, {os.cpu_count()} cores ({platform.machine()}), "
         "one thread"
     )
-
-
-def _read(path: Path) -> dict[str, str]:
-    """Text of the sections in the file, by title."""
-    if not path.exists():
-        return {}
-    blocks = path.read_text(encoding="utf-8").split("\n## ")[1:]
-    return {title: text.strip() + "\n" for title, _, text in (b.partition("\n") for b in blocks)}
-
-
-def _write(path: Path, content: dict[str, str]) -> None:
-    known = [title for title, _ in SECTIONS.values() if title in content]
-    blocks = [f"## {title}\n\n{content[title]}" for title in known]
-    path.write_text("\n".join([TITLE, *blocks]), encoding="utf-8")
 
 
 if __name__ == "__main__":
