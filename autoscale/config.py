@@ -1,9 +1,9 @@
 """One TOML file describes an experiment: the whole of it, and how it is read.
 
-Its sections are in `config_data.py` and `config_method.py`, what they must agree on in
-`config_checks.py`. `load_config` reads the file, applies `--set section.key=value` overrides and
-validates the whole before anything is computed. Paths in the file are relative to the file, paths
-in an override to the working directory; `${NAME}` in a path is an environment variable.
+Its sections are in `config_data.py`, `config_execution.py` and `config_method.py`, what they must
+agree on in `config_checks.py`. `load_config` reads the file, applies `--set section.key=value`
+overrides and validates the whole before anything is computed. Paths in the file are relative to the
+file, paths in an override to the working directory; `${NAME}` in a path is an environment variable.
 """
 
 import os
@@ -35,6 +35,7 @@ from .config_data import (
     TrainerConfig,
     looks_like_path,
 )
+from .config_execution import CheckpointConfig, LimitsConfig
 from .config_method import (
     NAME,
     BudgetConfig,
@@ -60,6 +61,8 @@ class ExperimentConfig(Section):
     data: DataConfig
     model: ModelConfig
     trainer: TrainerConfig
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    limits: LimitsConfig = LimitsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     probe: ProbeConfig
     fit: FitConfig = FitConfig()
@@ -176,7 +179,10 @@ def parse_config(tables: Mapping[str, Any], *, base: Path, where: str) -> Experi
         raise ValueError(_explain(error, where)) from None
 
 
-_PATH_KEYS = {"output_dir", "data.manifest", "trainer.deepspeed", "prepare.output"}
+_PATH_KEYS = {
+    "output_dir", "data.manifest", "trainer.deepspeed", "prepare.output", "model.start_from",
+    "checkpoint.staging",
+}  # fmt: skip
 _PATH_OR_NAME_KEYS = {"model.name", "prepare.tokenizer.path"}
 
 

@@ -145,12 +145,28 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    """A randomly initialised causal language model."""
+    """A causal language model, randomly initialised or started from given weights."""
 
-    name: PathOrName
-    """A short name (`gpt2-small`, `llama-1b`, ...), a config file or folder, or a hub name."""
+    name: PathOrName | None = None
+    """A short name (`gpt2-small`, `llama-1b`, ...), a config file or folder, or a hub name; by
+    default the config in `start_from`."""
     overrides: dict[str, int | float | str | bool] = {}
     """Fields of the transformers config to change."""
+    start_from: FilePath | None = None
+    """Folder of a model as `save_pretrained` writes it, whose weights every run starts from."""
+
+    @model_validator(mode="after")
+    def _has_a_config(self) -> Self:
+        if self.name is None and self.start_from is None:
+            raise ValueError("give 'name', or 'start_from', the folder of a model to continue")
+        return self
+
+    @property
+    def config_source(self) -> str:
+        """Where the transformers config comes from."""
+        source = self.name or self.start_from
+        assert source is not None
+        return source
 
 
 class TrainerConfig(Section):
@@ -174,8 +190,6 @@ class TrainerConfig(Section):
     activation_checkpointing: bool = False
     deepspeed: FilePath
     """DeepSpeed file: how memory is spent, never what is computed."""
-    checkpoints: int = Field(default=5, ge=0)
-    """Checkpoints over a run, evenly spaced; 0 for none."""
     peak_tflops: float | None = Field(default=None, gt=0)
     """Peak rate of one device, for MFU; by default from a table of GPUs, or measured."""
 

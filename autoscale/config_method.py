@@ -200,6 +200,18 @@ class TrainStageConfig(Section):
     weights: Literal["uniform", "natural"] | dict[str, float]
 
 
+class DilocoConfig(Section):
+    """Target runs whose groups of ranks meet only now and then (DiLoCo, arXiv 2503.09799)."""
+
+    groups: int = Field(ge=2)
+    """Groups of ranks; each trains on its share of every batch with an AdamW of its own."""
+    inner_steps: int = Field(default=30, ge=1)
+    """Steps between two meetings of the groups."""
+    outer_lr: float = Field(default=0.7, gt=0)
+    outer_momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Of the Nesterov step on what the groups changed since they last met."""
+
+
 KNOWN_BASELINES = ("uniform", "natural", "reference", "joint", "full", "hold", "damped")
 
 
@@ -213,6 +225,8 @@ class TrainConfig(Section):
     ranks_per_run: Count | Literal["all"] = "all"
     stages: tuple[TrainStageConfig, ...] = ()
     """Later parts of every target run, of the projected mixture as of the baselines."""
+    diloco: DilocoConfig | None = None
+    """By default all ranks exchange gradients in every step."""
     export: bool = True
     """Write the final model of the first seed as safetensors, with its tokenizer."""
 

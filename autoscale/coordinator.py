@@ -92,7 +92,7 @@ def probe(
     planned = [planned.spec for planned in experiment.probes()]
     chosen = job.from_root(lambda: _select(planned, only))
     tasks = [
-        Task(spec=spec, execution=experiment.execution(spec, export=False))
+        Task(spec=spec, execution=experiment.execution(spec, export=False, is_probe=True))
         for spec in (planned[index] for index in chosen)
     ]
     _run_tasks(job, experiment, "probe", tasks, observer, resume=resume, wait=wait)

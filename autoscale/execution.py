@@ -1,6 +1,6 @@
 """How a run is executed, as opposed to what it is (`runs.RunSpec`): nothing here changes a loss."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,14 @@ class Execution:
         deepspeed: DeepSpeed settings, without what the experiment owns.
         micro_batch_size: most sequences that a rank holds at a time.
         activation_checkpointing: recompute activations in the backward pass.
-        checkpoints: saved over the run, evenly spaced.
+        save_every: steps between two checkpoints; None when only time decides.
+        save_seconds: most seconds between two checkpoints; None when only steps decide.
+        keep_last: checkpoints kept while the run trains.
+        staging: folder of each host that checkpoints are written to first; None for none.
+        keep_checkpoints: leave them when the result is written.
+        step_timeout: seconds without a step after which the run is taken for hung.
         peak_tflops: of one device, for MFU; None to look it up or measure it.
+        start_from: folder of the weights to start from; None for random ones.
         export: folder for the final model with its tokenizer; None for no export.
     """
 
@@ -25,8 +31,14 @@ class Execution:
     deepspeed: Mapping[str, Any]
     micro_batch_size: int
     activation_checkpointing: bool
-    checkpoints: int
+    save_every: int | None
+    save_seconds: float | None
+    keep_last: int
+    staging: str | None
+    keep_checkpoints: bool
+    step_timeout: float
     peak_tflops: float | None
+    start_from: str | None
     export: str | None
 
 
@@ -37,6 +49,22 @@ class Progress:
     tokens: int
     total_tokens: int
     loss: float | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunHooks:
+    """What a run that trains tells, and asks.
+
+    Attributes:
+        progress: takes the run as it stands, a hundred times over the run.
+        alive: called after every step and every other piece of work, as a sign of life.
+        stop_reason: why the run shall save and stop; None while it shall go on. Ranks of a run may
+            learn it at different times.
+    """
+
+    progress: Callable[[Progress], None]
+    alive: Callable[[], None]
+    stop_reason: Callable[[], str | None]
 
 
 def micro_batch_size(sequences_per_batch: int, world_size: int, most: int) -> int:

@@ -142,7 +142,7 @@ class Experiment:
 
     def _resolve_model(self, model: ModelConfig) -> dict[str, Any]:
         return resolve_model(
-            model.name,
+            model.config_source,
             model.overrides,
             vocab_size=self.manifest.tokenizer.vocab_size,
             end_of_text_id=self.manifest.tokenizer.end_of_text_id,
@@ -313,9 +313,10 @@ class Experiment:
         """A mixture of this experiment's domains, in their order."""
         return Mixture.from_mapping(weights).reordered(self.domains)
 
-    def execution(self, spec: RunSpec, *, export: bool) -> Execution:
+    def execution(self, spec: RunSpec, *, export: bool, is_probe: bool = False) -> Execution:
         """How to execute a run of this experiment."""
-        trainer = self.config.trainer
+        trainer, checkpoint = self.config.trainer, self.config.checkpoint
+        minutes = checkpoint.save_minutes
         folder = self.store.folder(spec)
         return Execution(
             manifest=str(self.config.manifest_path),
@@ -323,8 +324,14 @@ class Experiment:
             deepspeed=self.deepspeed,
             micro_batch_size=trainer.micro_batch_size,
             activation_checkpointing=trainer.activation_checkpointing,
-            checkpoints=trainer.checkpoints,
+            save_every=checkpoint.save_every,
+            save_seconds=None if minutes is None else 60 * minutes,
+            keep_last=checkpoint.keep_last,
+            staging=checkpoint.staging,
+            keep_checkpoints=is_probe and checkpoint.keep_probe_checkpoints,
+            step_timeout=60 * self.config.limits.step_timeout_minutes,
             peak_tflops=trainer.peak_tflops,
+            start_from=None,
             export=str(folder / "model") if export else None,
         )
 
@@ -411,5 +418,8 @@ def _by_domain(
 
 def _model_label(model: ModelConfig) -> str:
     """A model as part of a run's label, e.g. `gpt2-nano-n_layer1`."""
-    parts = [Path(model.name).name, *(f"{key}{value}" for key, value in model.overrides.items())]
+    parts = [
+        Path(model.config_source).name,
+        *(f"{key}{value}" for key, value in model.overrides.items()),
+    ]
     return re.sub(r"[^A-Za-z0-9_.-]", "", "-".join(parts))

@@ -19,6 +19,7 @@ Status = Literal["finished", "failed", "interrupted", "waiting"]
 _IDENTITY_VERSION = 1  # raise it when the same spec would give another loss
 # Fields that came later enter the identity only where they say something new.
 _ADDED_FIELDS: dict[str, Any] = {"packing": "contiguous", "locality": 1, "share": 1.0, "stages": []}
+_ADDED_FIELDS |= {"start_from": "", "diloco": {}}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +41,8 @@ class RunSpec:
         share: of every domain's documents that the run draws from.
         stages: windows of each domain in each part of a run whose weights change; empty for one
             part. `sequences` is their sum.
+        start_from: digest of the weights that the run starts from; empty for random ones.
+        diloco: fields of `config_method.DilocoConfig`; empty where all ranks exchange gradients.
     """
 
     label: str
@@ -55,6 +58,8 @@ class RunSpec:
     locality: int = 1
     share: float = 1.0
     stages: tuple[tuple[int, ...], ...] = ()
+    start_from: str = ""
+    diloco: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         assert len(self.domains) == len(self.sequences)

@@ -37,9 +37,3 @@ def evaluation_steps(num_steps: int, points: int) -> list[int]:
         return [num_steps]
     exponents = [index / (points - 1) - 1 for index in range(points)]
     return sorted({max(1, round(num_steps * 10.0**exponent)) for exponent in exponents})
-
-
-def checkpoint_steps(num_steps: int, checkpoints: int) -> list[int]:
-    """Completed steps after which to save: evenly spaced, never after the last step."""
-    saves = {round(num_steps * index / (checkpoints + 1)) for index in range(1, checkpoints + 1)}
-    return sorted(saves - {0, num_steps})

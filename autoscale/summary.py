@@ -178,7 +178,7 @@ def _experiment_section(experiment: Experiment) -> dict[str, Any]:
         "sequence_length": config.data.sequence_length,
         "schedule": config.trainer.schedule,
         "model": {
-            "name": Path(config.model.name).name,
+            "name": Path(config.model.config_source).name,
             "parameters": size.parameters,
             "flops_per_token": size.flops_per_token,
         },

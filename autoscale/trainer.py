@@ -8,11 +8,10 @@ counts in every run, and returns the losses with the tokens really drawn.
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import deepspeed
 import numpy as np
@@ -20,22 +19,22 @@ import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
-from .attention import require_resets
 from .checkpoint import load_checkpoint, save_checkpoint
 from .data import RunStream, validation_windows
 from .delivery import Delivery
+from .engine import build_engine
 from .evaluation import Evaluator, sum_losses
-from .execution import Execution, Progress, micro_batch_size
+from .execution import Execution, Progress, RunHooks, micro_batch_size
 from .hardware import device_name, peak_flops
 from .manifest import Manifest
-from .model import build_model, parameter_groups
 from .model_shape import model_size
 from .prefetch import DeviceBatch, Prefetcher
 from .provenance import commit, library_versions
 from .run_log import RunLog
 from .runs import Evaluation, RunResult, RunSpec
 from .sampler import MixtureOrder
-from .schedule import checkpoint_steps, evaluation_steps, learning_rate
+from .schedule import evaluation_steps, learning_rate
+from .votes import Votes
 
 logger = logging.getLogger(__name__)
 
@@ -47,25 +46,26 @@ class DivergedError(RuntimeError):
     """The training loss is no finite number any more."""
 
 
-def train_run(
-    spec: RunSpec, execution: Execution, *, on_progress: Callable[[Progress], None]
-) -> RunResult:
+class StoppedError(RuntimeError):
+    """The run was told to stop, and saved what it has."""
+
+
+def train_run(spec: RunSpec, execution: Execution, hooks: RunHooks) -> RunResult:
     """Train `spec` over the ranks of the default process group.
 
     Raises:
         DivergedError: the loss became infinite or NaN.
+        StoppedError: `hooks.stop_reason` gave one on some rank; the run can be resumed.
         ValueError: the ranks do not divide the batch, or a checkpoint of another world size.
     """
-    return _Run(spec, execution, on_progress).train()
+    return _Run(spec, execution, hooks).train()
 
 
 class _Run:
     """State of one run; it lives as long as `train_run`."""
 
-    def __init__(
-        self, spec: RunSpec, execution: Execution, on_progress: Callable[[Progress], None]
-    ) -> None:
-        self.spec, self.execution, self.on_progress = spec, execution, on_progress
+    def __init__(self, spec: RunSpec, execution: Execution, hooks: RunHooks) -> None:
+        self.spec, self.execution, self.hooks = spec, execution, hooks
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.folder = Path(execution.folder)
         self.device = torch.device(get_accelerator().current_device_name())
@@ -91,43 +91,13 @@ class _Run:
         self.peak_flops = peak_flops(
             self.device, spec.optimisation["precision"], execution.peak_tflops
         )
-        self.engine = self._build_engine()
+        self.engine = build_engine(spec, execution, micro_batch_size=self.micro_batch_size)
+        self.votes = Votes(2)
         self.earlier_delivery = Delivery.nothing(len(spec.domains))
         self.evaluations: list[Evaluation] = []
         self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
         self.earlier_seconds = 0.0
         self.log: RunLog | None = None
-
-    def _build_engine(self) -> Any:
-        model = build_model(
-            self.spec.model,
-            seed=self.spec.seed,
-            activation_checkpointing=self.execution.activation_checkpointing,
-        )
-        if self.spec.packing != "contiguous":
-            require_resets(model, self.spec.sequence_length)
-        optimisation = self.spec.optimisation
-        # A client optimiser: DeepSpeed's own AdamW compiles C++ at every first start on CPU.
-        optimizer = torch.optim.AdamW(
-            parameter_groups(model, optimisation["weight_decay"]),
-            lr=optimisation["lr"],
-            betas=tuple(optimisation["betas"]),
-            eps=optimisation["eps"],
-            fused=True,
-        )
-        settings = {
-            **self.execution.deepspeed,
-            "train_batch_size": self.spec.sequences_per_batch,
-            "train_micro_batch_size_per_gpu": self.micro_batch_size,
-            "gradient_clipping": optimisation["grad_clip"],
-            "bf16": {"enabled": optimisation["precision"] == "bf16"},
-            "steps_per_print": 2**31,
-        }
-        if optimisation["precision"] == "bf16":
-            # Sums in bf16 would make the loss depend on the micro-batch and the number of ranks.
-            settings["data_types"] = {"grad_accum_dtype": "fp32"}
-        engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=settings)
-        return engine
 
     def train(self) -> RunResult:
         first_step = self._resume()
@@ -137,6 +107,7 @@ class _Run:
         depth = 0 if self.device.type == "cpu" else 2  # cores that train have no time to spare
         with Prefetcher(self.stream, steps, self.device, depth) as batches:
             self._train(batches, first_step)
+        self.votes.close()
         result = self._result()
         self._export()
         if self.log is not None:
@@ -146,10 +117,9 @@ class _Run:
     def _train(self, batches: Iterable[DeviceBatch], first_step: int) -> None:
         spec = self.spec
         evaluate_after = set(evaluation_steps(spec.num_steps, spec.evaluation["points"]))
-        save_after = set(checkpoint_steps(spec.num_steps, self.execution.checkpoints))
         log_every = max(1, spec.num_steps // LOG_POINTS)
         loss_sum, loss_steps = torch.zeros((), device=self.device), 0
-        self.clock = time.perf_counter()
+        self.clock = self.saved_at = time.perf_counter()
         interval_start, interval_step = self.clock, first_step
         for batch in batches:
             rate = self._set_learning_rate(batch.step)
@@ -165,8 +135,23 @@ class _Run:
                 loss_steps, interval_start, interval_step = 0, now, done
             if done in evaluate_after:
                 self._evaluate(done)
-            if done in save_after:
+            stop, save = self.votes.cast([self.hooks.stop_reason() is not None, self._save_is_due])
+            if done == spec.num_steps:
+                continue
+            every = self.execution.save_every
+            if stop or save or (every is not None and done % every == 0):
                 self._save(done)
+            if stop:
+                raise StoppedError(
+                    f"stopped after step {done} of {spec.num_steps}, saved: "
+                    f"{self.hooks.stop_reason() or 'another rank was told to'}"
+                )
+            self.hooks.alive()
+
+    @property
+    def _save_is_due(self) -> bool:
+        seconds = self.execution.save_seconds
+        return seconds is not None and time.perf_counter() - self.saved_at > seconds
 
     def _train_step(self, batch: DeviceBatch) -> torch.Tensor:
         """One optimiser step; a loss whose mean over the ranks is that of the batch, nats a token.
@@ -217,7 +202,7 @@ class _Run:
 
     def _log_training(self, done: int, loss: float, rate: float, speed: float) -> None:
         tokens = done * self.spec.tokens_per_batch
-        self.on_progress(Progress(tokens=tokens, total_tokens=self.spec.total_tokens, loss=loss))
+        self.hooks.progress(Progress(tokens=tokens, total_tokens=self.spec.total_tokens, loss=loss))
         if self.log is None:
             return
         scalars = {"train_loss": loss, "lr": rate, "tokens_per_second": speed}
@@ -255,6 +240,7 @@ class _Run:
             "delivery": self._delivery().to_dict(),
         }
         save_checkpoint(self.engine, self.folder / "checkpoints", done, progress)
+        self.saved_at = time.perf_counter()
 
     def _delivery(self) -> Delivery:
         """What all ranks were given since the first step of the run; all ranks call."""

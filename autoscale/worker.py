@@ -6,6 +6,7 @@ ends, and keeps a crash from taking the campaign along. On CPU the children are 
 that has imported the training stack once; with GPUs they are spawned, since CUDA does not fork.
 """
 
+import contextlib
 import json
 import logging
 import multiprocessing
@@ -20,7 +21,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from .execution import Execution, Progress
+from .execution import Execution, Progress, RunHooks
 from .runs import RunFailure, RunSpec
 
 RENDEZVOUS_TIMEOUT = timedelta(minutes=30)
@@ -49,6 +50,19 @@ class ChildError:
     user_mistake: bool
 
 
+class StopSlot:
+    """Why a child shall stop, once its parent has said so."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._reason: str | None = None
+
+    def read(self) -> str | None:
+        if self._reason is None and self._connection.poll():
+            self._reason = str(self._connection.recv())
+        return self._reason
+
+
 class Worker:
     """Starts the children of this rank of the job, one at a time."""
 
@@ -58,22 +72,34 @@ class Worker:
             self._context.set_forkserver_preload(PRELOADED)
 
     def start(self, assignment: Assignment) -> "Child":
-        receiving, sending = self._context.Pipe(duplex=False)
+        own_end, child_end = self._context.Pipe(duplex=True)
         process = self._context.Process(
-            target=_train_in_child, args=(assignment, sending), name=assignment.spec.run_id
+            target=_train_in_child, args=(assignment, child_end), name=assignment.spec.run_id
         )
         process.start()
-        sending.close()
-        return Child(process, receiving)
+        child_end.close()
+        return Child(process, own_end)
 
 
 class Child:
-    """A running child, its progress and how it ended."""
+    """A running child, its progress and how it ended.
+
+    Attributes:
+        progress: the newest, of the first rank.
+        error: why it has no result; None while it runs, when it has one, and when it was stopped.
+        stopped: it saved and stopped as asked; its words.
+    """
 
     def __init__(self, process: Any, connection: Connection) -> None:
         self._process, self._connection = process, connection
         self.progress: Progress | None = None
         self.error: ChildError | None = None
+        self.stopped: str | None = None
+
+    def ask_to_stop(self, reason: str) -> None:
+        """Let the run save after its next step and end; all its ranks do when one was asked."""
+        with contextlib.suppress(OSError):  # it is ending by itself
+            self._connection.send(reason)
 
     def poll(self, seconds: float) -> bool:
         """Wait up to `seconds` for news; True once the child has ended."""
@@ -103,6 +129,8 @@ class Child:
                 message = self._connection.recv()
                 if isinstance(message, Progress):
                     self.progress = message
+                elif isinstance(message, str):
+                    self.stopped = message
                 else:
                     self.error = message
         except (EOFError, OSError):
@@ -114,7 +142,8 @@ def _train_in_child(assignment: Assignment, connection: Connection) -> None:
     _end_with_parent()
     folder = Path(assignment.execution.folder)
     _log_to(folder / f"log-rank{assignment.rank}.txt")
-    from .trainer import DivergedError, train_run  # the parent must stay free of the training stack
+    # The parent must stay free of the training stack.
+    from .trainer import DivergedError, StoppedError, train_run
 
     def report(progress: Progress) -> None:
         if assignment.rank == 0:
@@ -122,11 +151,14 @@ def _train_in_child(assignment: Assignment, connection: Connection) -> None:
 
     try:
         _join_process_group(assignment)
-        result = train_run(assignment.spec, assignment.execution, on_progress=report)
+        hooks = RunHooks(progress=report, alive=lambda: None, stop_reason=StopSlot(connection).read)
+        result = train_run(assignment.spec, assignment.execution, hooks)
         if assignment.rank == 0:
             result.save(folder)
-            # They lie before the end of a run that will never be resumed again.
-            shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+            if not assignment.execution.keep_checkpoints:  # the run will never be resumed again
+                shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    except StoppedError as error:
+        connection.send(str(error))
     except DivergedError as error:
         if assignment.rank == 0:
             RunFailure(reason="diverged", message=str(error)).save(folder)

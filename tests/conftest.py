@@ -46,7 +46,9 @@ micro_batch_size = 4
 precision = "fp32"
 lr = 1e-2
 warmup_fraction = 0.1
-checkpoints = 3
+
+[checkpoint]
+save_every = 12
 
 [evaluation]
 sequences_per_domain = 21

@@ -160,7 +160,7 @@ def test_packed_rows_train_like_plain_torch_on_all_labels_of_a_batch(tiny, tmp_p
 @pytest.mark.parametrize(("mode", "last_change"), [("stages", 0.8), ("best_fit", None)])
 def test_a_resume_across_a_change_of_weights_is_exact(mode, last_change, tiny, tmp_path, worker):
     experiment, spec = planned(
-        tiny, *MODES[mode], "train.budget='96K'", "data.max_epochs=20", "trainer.checkpoints=60"
+        tiny, *MODES[mode], "train.budget='96K'", "data.max_epochs=20", "checkpoint.save_every=6"
     )
     whole = train(worker, experiment, spec, tmp_path / "whole")
     folder = tmp_path / "killed"
@@ -184,7 +184,7 @@ def test_a_shard_cut_while_a_run_reads_it_ends_the_run_by_name(tiny, tiny_shards
     shards = shutil.copytree(tiny_shards, tmp_path / "shards")
     experiment, spec = planned(
         tiny, f"data.manifest={shards}/manifest.json", "train.budget='320K'",
-        "data.max_epochs=20", "trainer.checkpoints=100",
+        "data.max_epochs=20", "checkpoint.save_every=3",
     )  # fmt: skip
     folder = tmp_path / "run"
     execution = replace(experiment.execution(spec, export=False), folder=str(folder))

@@ -20,7 +20,7 @@ OVERRIDES = [
     "--set", "train.budget='96K'",
     "--set", "train.baselines=['uniform']",
     "--set", "train.seeds=[0]",
-    "--set", "trainer.checkpoints=6",
+    "--set", "checkpoint.save_every=53",
 ]  # fmt: skip
 DEADLINE = 300
 

@@ -34,7 +34,8 @@ LAYERS = {
         "windows.form", "windows.opening", "windows.packed", "windows.ranges", "windows.reading",
     },
     "records": {
-        "audit", "claims", "config", "config_checks", "config_data", "config_method", "data",
+        "audit", "claims", "config", "config_checks", "config_data", "config_execution",
+        "config_method", "data",
         "deepspeed_file", "execution", "model_shape", "run_table_file", "runs",
     },
     "text": {
@@ -43,8 +44,8 @@ LAYERS = {
         "token_datasets.arrow", "token_datasets.conversion", "token_datasets.mds", "verification",
     },
     "runtime": {
-        "attention", "checkpoint", "distributed", "evaluation", "hardware", "model", "prefetch",
-        "run_log", "torch_stream", "trainer", "worker",
+        "attention", "checkpoint", "distributed", "engine", "evaluation", "hardware", "model",
+        "prefetch", "run_log", "torch_stream", "trainer", "votes", "worker",
     },
     "stages": {
         "campaign", "coordinator", "experiment_foresight", "experiment_table", "findings",

@@ -58,7 +58,8 @@ def uniform():
 
 def test_execution_settings_are_no_part_of_a_run(fake, tmp_path):
     tables = {"output_dir": "elsewhere", "data": {"max_epochs": 100}}
-    tables["trainer"] = {"micro_batch_size": 1, "checkpoints": 9, "activation_checkpointing": True}
+    tables["trainer"] = {"micro_batch_size": 1, "activation_checkpointing": True}
+    tables["checkpoint"] = {"save_every": 9, "keep_last": 5}
     other = FakeExperiment(tmp_path / "other", tables=tables)
     assert [p.spec.identity for p in other.experiment.probes()] == [
         p.spec.identity for p in fake.experiment.probes()

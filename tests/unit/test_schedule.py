@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autoscale.schedule import checkpoint_steps, evaluation_steps, learning_rate
+from autoscale.schedule import evaluation_steps, learning_rate
 
 SETTINGS = {"lr": 1.0, "min_lr_ratio": 0.1, "warmup_fraction": 0.1, "decay_fraction": 0.2}
 
@@ -31,10 +31,3 @@ def test_evaluations_rise_and_end_with_the_run(num_steps, points):
     assert steps == sorted(set(steps))
     assert len(steps) <= points
     assert steps[0] >= 1
-
-
-@given(st.integers(1, 10**6), st.integers(0, 50))
-def test_checkpoints_lie_strictly_inside_the_run(num_steps, checkpoints):
-    steps = checkpoint_steps(num_steps, checkpoints)
-    assert all(0 < step < num_steps for step in steps)
-    assert len(steps) == min(checkpoints, num_steps - 1) or num_steps <= 2 * checkpoints
