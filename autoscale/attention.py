@@ -86,14 +86,16 @@ def require_resets(model: Any, sequence_length: int) -> None:
     """Refuse a model in which packed documents would not stay apart; tries it on a short row.
 
     Args:
-        model: on the CPU, before an engine is made of it.
+        model: on the CPU, or the engine around it where no rank has the whole model; then all
+            ranks call.
         sequence_length: T.
 
     Raises:
         ValueError: the attention implementation cannot be masked, the model looks at less than the
             sequence in some layer, or its tokens see those of another document.
     """
-    config = model.config
+    module = getattr(model, "module", model)
+    config = module.config
     where = f"model_type {config.model_type!r}"
     implementation = config._attn_implementation
     remedy = "use data.packing = 'contiguous' or another model"
@@ -102,7 +104,7 @@ def require_resets(model: Any, sequence_length: int) -> None:
             f"{where} has attention implementation {implementation!r}, which takes no mask by "
             f"document; expected one of {', '.join((*_MASKED, *_FLATTENED))}: {remedy}"
         )
-    taken = inspect.signature(model.forward).parameters
+    taken = inspect.signature(module.forward).parameters
     missing = [name for name in ("position_ids", "attention_mask") if name not in taken]
     if missing:
         raise ValueError(
@@ -118,18 +120,19 @@ def require_resets(model: Any, sequence_length: int) -> None:
                 f"data.sequence_length {sequence_length}, and a mask by document would widen them; "
                 f"{remedy}"
             )
-    if _leaks(model, implementation):
+    if _leaks(model, config.vocab_size, implementation):
         raise ValueError(
             f"{where} lets a document see what stands before it in the row, whatever the mask "
             f"says; {remedy}"
         )
 
 
-def _leaks(model: Any, implementation: str) -> bool:
+def _leaks(model: Any, vocab_size: int, implementation: str) -> bool:
     """Whether the second of two packed documents notices a change of the first."""
     each = _TRIAL_TOKENS // 2
-    positions = torch.arange(each).repeat(2)[None]
-    tokens = torch.arange(_TRIAL_TOKENS)[None] % model.config.vocab_size
+    device = next(model.parameters()).device
+    positions = torch.arange(each, device=device).repeat(2)[None]
+    tokens = torch.arange(_TRIAL_TOKENS, device=device)[None] % vocab_size
     changed = tokens.clone()
     changed[:, :each] = tokens[:, each:]
     was_training = model.training

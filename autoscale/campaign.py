@@ -7,6 +7,9 @@ the run folders alone; what a run gave is in its folder when the campaign return
 Other jobs may work on the same folder. A group claims a run before it trains it (`claims.py`) and
 passes over those that others hold; when no other is left it looks at these again, since their
 owners may have finished or died.
+
+When the job is told to stop, or its budget is spent, no further run is taken, those in progress
+save after their next step, and every rank raises `StopRequested` once all have ended.
 """
 
 import json
@@ -15,6 +18,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch.distributed as dist
 
@@ -22,6 +26,8 @@ from .claims import Claim, Claims
 from .distributed import Job, free_port
 from .execution import Execution, Progress
 from .runs import RunFailure, RunSpec, RunStore
+from .shared_errors import RemoteError, SharedMistake
+from .stop_request import Stop, StopRequest, StopRequested
 from .worker import (
     Assignment,
     Child,
@@ -35,6 +41,9 @@ logger = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
 _LOOK_AGAIN_SECONDS = 2.0
+_GIVE_WAY_SECONDS = 3.0
+_BUDGET_SECONDS = 30.0
+_OUT_OF_BUDGET = 2  # the status of what the user has to change: started again it would stop again
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +71,11 @@ def unobserved(progress: CampaignProgress) -> None:
     """The observer of a job that shows nothing."""
 
 
+def unlimited() -> str | None:
+    """The budget of a campaign that has none."""
+    return None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
     """One run to do."""
@@ -76,6 +90,9 @@ class Campaign:
     Args:
         wait: stay until the runs that other jobs hold are done too, and take over those whose owner
             dies; else leave them to these jobs.
+        stop: tells when to stop.
+        out_of_budget: why nothing more may be trained; None while it may. The first rank of every
+            group asks before it takes a run, and every `_BUDGET_SECONDS` while one trains.
     """
 
     def __init__(
@@ -87,9 +104,12 @@ class Campaign:
         ranks_per_run: int,
         observer: Observer,
         wait: bool,
+        stop: StopRequest,
+        out_of_budget: Callable[[], str | None] = unlimited,
     ) -> None:
         self._job, self._store, self._stage = job, store, stage
-        self._wait = wait
+        self._wait, self._stop, self._out_of_budget = wait, stop, out_of_budget
+        self._budget_asked = 0.0
         self._claims = Claims()
         self._ranks_per_run = ranks_per_run
         self._observer = observer
@@ -107,6 +127,9 @@ class Campaign:
 
         Raises:
             ValueError: on every rank, when a run stopped on a user's mistake.
+            RemoteError: on every rank, when a run crashed, after the others were done; and at once
+                when a rank of the job is lost.
+            StopRequested: on every rank, when the job was told to stop or its budget is spent.
         """
         unfinished = self._job.from_root(lambda: self._unfinished(tasks))
         self._tasks = [tasks[index] for index in unfinished]
@@ -116,9 +139,24 @@ class Campaign:
             if self._group < self._num_groups:
                 self._work()
             self._observe_until_all_arrive()
-        mistake = self._job.from_root(lambda: self._read("mistake"))
-        if mistake is not None:
-            raise ValueError(mistake)
+        outcome = self._job.from_root(self._outcome)
+        if outcome["mistake"] is not None:
+            raise SharedMistake(outcome["mistake"])
+        if outcome["stop"] is not None:
+            raise StopRequested(Stop(**outcome["stop"]), outcome["saved"])
+        if outcome["crashed"] is not None:
+            raise RemoteError(f"run {outcome['crashed']}")
+
+    def _outcome(self) -> dict[str, Any]:
+        """How the campaign ended; rank 0 asks when all groups are done."""
+        stop = self._stop.agreed()
+        saved = [self._read_text(f"saved/{number + 1}") for number in range(self._count("saved"))]
+        return {
+            "mistake": self._read("mistake"),
+            "crashed": self._read_text("crashed"),
+            "stop": stop and asdict(stop),
+            "saved": saved,
+        }
 
     def _unfinished(self, tasks: Sequence[Task]) -> list[int]:
         """Indices of the tasks to do, longest first; the same run is done once."""
@@ -138,13 +176,14 @@ class Campaign:
             if taken is None:
                 return
             index, master = taken
+            spec = self._tasks[index].spec
             try:
                 self._train(self._tasks[index], master, turn)
             finally:
                 if self._claim is not None:
                     self._claim.release()
                     self._claim = None
-            if self._rank_in_group == 0:
+            if self._rank_in_group == 0 and self._store.status(spec) != "interrupted":
                 self._count_done(index)
             turn += 1
 
@@ -160,7 +199,7 @@ class Campaign:
 
     def _claim_next(self) -> int | None:
         """The next task that nobody trains, now claimed by this rank; None when none is left."""
-        while self._read("mistake") is None:
+        while not self._ends:
             index = int(self._job.store.add(f"{self._prefix}/next", 1)) - 1
             if index >= len(self._tasks):
                 return self._claim_left()
@@ -170,7 +209,7 @@ class Campaign:
 
     def _claim_left(self) -> int | None:
         """One of the runs that others held, once its owner gave it up or died."""
-        while self._read("mistake") is None:
+        while not self._ends:
             left = [
                 index
                 for index, task in enumerate(self._tasks)
@@ -184,13 +223,27 @@ class Campaign:
             if not (left and self._wait):
                 return None
             self._observe()
-            time.sleep(_LOOK_AGAIN_SECONDS)
+            self._stop.wait(_LOOK_AGAIN_SECONDS)
         return None
+
+    @property
+    def _ends(self) -> bool:
+        """Whether no further run is to be taken."""
+        return self._stop.stop is not None or self._read("mistake") is not None
+
+    def _within_budget(self) -> bool:
+        self._budget_asked = time.monotonic()
+        reason = self._out_of_budget()
+        if reason is not None:
+            self._stop.request(Stop(reason=reason, status=_OUT_OF_BUDGET))
+        return reason is None
 
     def _try_to_claim(self, index: int) -> bool:
         spec = self._tasks[index].spec
         if self._store.status(spec) == "finished":  # by another job, since this one began
             self._count_done(index)
+            return False
+        if not self._within_budget():
             return False
         self._claim = self._claims.take(self._store.folder(spec))
         if self._claim is not None and self._store.status(spec) == "finished":
@@ -223,6 +276,7 @@ class Campaign:
                 master=master,
             )
         )
+        asked = False
         try:
             while not child.poll(_POLL_SECONDS):
                 # A rank that lost its peer may wait for it until a time-out: end it now.
@@ -234,32 +288,54 @@ class Campaign:
                     break
                 if leads:
                     self._publish(task, child)
+                    if time.monotonic() - self._budget_asked > _BUDGET_SECONDS:
+                        self._within_budget()
+                if self._stop.stop is not None and not asked:
+                    child.ask_to_stop(self._stop.stop.reason)
+                    asked = True
                 self._observe()
         finally:
             child.stop()
         if child.error is not None:
-            text = json.dumps(asdict(child.error))
-            self._job.store.compare_set(f"{self._prefix}/{error_key}", "", text)
+            self._report(child.error, error_key)
         if leads:
             error = self._read_text(error_key)
-            self._conclude(task, ChildError(**json.loads(error)) if error else None)
+            self._conclude(task, child, ChildError(**json.loads(error)) if error else None)
+
+    def _report(self, error: ChildError, error_key: str) -> None:
+        """Tell the group why its run ends: with the first cause, which another rank may know."""
+        end = time.monotonic() + _GIVE_WAY_SECONDS
+        while error.follows and self._ranks_per_run > 1 and time.monotonic() < end:
+            if self._read_text(error_key) is not None:
+                return
+            time.sleep(_POLL_SECONDS)
+        text = json.dumps(asdict(error))
+        self._job.store.compare_set(f"{self._prefix}/{error_key}", "", text)
 
     def _publish(self, task: Task, child: Child) -> None:
         text = encode_progress(task.spec.label, child.progress)
         self._job.store.set(f"{self._prefix}/progress/{self._group}", text)
 
-    def _conclude(self, task: Task, error: ChildError | None) -> None:
+    def _conclude(self, task: Task, child: Child, error: ChildError | None) -> None:
         """Account for a run that ended: its tokens, or why there is no result."""
         status = self._store.status(task.spec)
         if status == "finished":
             self._job.store.add(f"{self._prefix}/tokens", task.spec.total_tokens)
         elif error is not None and error.user_mistake:
             self._job.store.set(f"{self._prefix}/mistake", json.dumps(error.message))
+        elif child.stopped is not None:
+            number = self._job.store.add(f"{self._prefix}/saved", 1)
+            text = f"{task.spec.label} {child.stopped}"
+            self._job.store.set(f"{self._prefix}/saved/{number}", text)
         elif status != "failed" and not self._overtaken:
             cause = error.message if error else "it ended without a result"
             folder = self._store.folder(task.spec)
             message = f"{cause}; see log-rank*.txt in {folder}"
-            RunFailure(reason="crashed", message=message).save(folder)
+            self._job.store.set(f"{self._prefix}/crashed", f"{task.spec.label}: {message}")
+            try:
+                RunFailure(reason="crashed", message=message).save(folder)
+            except OSError as error_of_disk:
+                logger.error("run %s crashed (%s), and %s", task.spec.label, cause, error_of_disk)
         self._job.store.set(f"{self._prefix}/progress/{self._group}", encode_progress("", None))
 
     def _observe_until_all_arrive(self) -> None:
@@ -268,10 +344,12 @@ class Campaign:
         while not arrival.is_completed():
             self._observe()
             time.sleep(_POLL_SECONDS)
-        arrival.wait()
+        with self._job.waiting():
+            arrival.wait()
         self._observe()
 
     def _observe(self) -> None:
+        self._job.require_all()
         if not self._job.is_root:
             return
         active = []

@@ -60,7 +60,12 @@ class Owner:
 
     def is_gone(self) -> bool:
         """Whether it surely exists no more; False for processes of other machines."""
-        return self.machine == _machine() and _start_ticks(self.pid) != self.started
+        return self.is_here and _start_ticks(self.pid) != self.started
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it is a process of this machine, so that its end can be seen."""
+        return self.machine == _machine()
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
@@ -112,11 +117,12 @@ class Claim:
         return self._lost.is_set()
 
     def release(self) -> None:
-        """Give the run back, finished or not."""
+        """Give the run back, finished or not; where the disk is full, by ending this process."""
         self._ended.set()
         self._thread.join()
         if not self._is_overtaken():
-            _write(self._folder, replace(self._record, released=True))
+            with contextlib.suppress(OSError):
+                _write(self._folder, replace(self._record, released=True))
 
     def _beat(self) -> None:
         while not self._ended.wait(self._heartbeat):
@@ -212,7 +218,11 @@ def _write_temporary(folder: Path, record: ClaimRecord) -> Path:
     owner = record.owner
     name = f".claim-{record.generation:06d}.{owner.host}.{owner.pid}.{threading.get_ident()}.tmp"
     temporary = folder / name
-    temporary.write_text(json.dumps(asdict(record)), encoding="utf-8")
+    try:
+        temporary.write_text(json.dumps(asdict(record)), encoding="utf-8")
+    except OSError:  # half of it may have found room
+        temporary.unlink(missing_ok=True)
+        raise
     return temporary
 
 

@@ -1,9 +1,11 @@
 """The command line: parse, call the function of the same name, print the path written."""
 
+import json
 import logging
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,7 @@ from . import __version__, stages
 from .audit import audit_run
 from .config import ExperimentConfig, load_config
 from .existing_shards import Adoption, adopt
+from .job_watch import tell_end
 from .law_tables import fit_lines, mixture_lines
 from .laws.repetition import PUBLISHED_RATE
 from .manifest import Manifest
@@ -27,6 +30,12 @@ from .records import read_json
 from .report import report as write_report
 from .run_table import Metric
 from .shard_names import Naming, parse_domains, parse_validation
+from .shared_errors import RemoteError, SharedMistake
+from .status import StatusReader
+from .status import status as read_status
+from .status_table import status_table
+from .status_table import watch as watch_status
+from .stop_request import STOPPED, StopRequested, listen
 from .summary import summarise
 from .table_commands import (
     TableFit,
@@ -42,7 +51,7 @@ from .table_options import (
     parse_pull,
     parse_rate,
 )
-from .terminal import audit_table, status_table, summary_table
+from .terminal import audit_table, summary_table
 from .token_count import parse_token_count
 from .verification import verify as verify_data
 
@@ -171,11 +180,18 @@ def probe(
     """Train the probe runs that have no result yet."""
     from . import coordinator
 
-    config = load_config(experiment, overrides or ())
     with _job() as job, _display(job) as display:
-        coordinator.probe(job, config, observer=display.campaign, only=only or (), resume=resume)
+        config = _load_in_job(job, experiment, overrides)
+        coordinator.probe(
+            job,
+            config,
+            observer=display.campaign,
+            only=only or (),
+            resume=resume,
+            stop=listen(),
+        )
         if job.is_root:
-            console.print(status_table(stages.status(config)))
+            console.print(status_table(read_status(config)))
 
 
 @app.command()
@@ -311,11 +327,11 @@ def train(experiment: ExperimentFile, overrides: Overrides = None, resume: Resum
     """Train the target run on the projected mixture and on every baseline."""
     from . import coordinator
 
-    config = load_config(experiment, overrides or ())
     with _job() as job, _display(job) as display:
-        coordinator.train(job, config, observer=display.campaign, resume=resume)
+        config = _load_in_job(job, experiment, overrides)
+        coordinator.train(job, config, observer=display.campaign, resume=resume, stop=listen())
         if job.is_root:
-            console.print(status_table(stages.status(config)))
+            console.print(status_table(read_status(config)))
 
 
 @app.command()
@@ -328,9 +344,29 @@ def report(experiment: ExperimentFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
-def status(experiment: ExperimentFile, overrides: Overrides = None) -> None:
-    """Show which runs are finished, interrupted, failed or waiting."""
-    console.print(status_table(stages.status(load_config(experiment, overrides or ()))))
+def status(
+    experiment: ExperimentFile,
+    overrides: Overrides = None,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Look again and again until all runs are done.")
+    ] = False,
+    every: Annotated[
+        float, typer.Option(help="Seconds between two looks of --watch.", min=0.1)
+    ] = 5.0,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON document instead of the table.")
+    ] = False,
+) -> None:
+    """Show what is done, running where, failed and why, waiting and spent, while jobs run too."""
+    reader = StatusReader(load_config(experiment, overrides or ()))
+    if watch and as_json:
+        raise ValueError("--json is one look and --watch many; give one of them")
+    if watch:
+        watch_status(reader, console, every)
+    elif as_json:
+        print(json.dumps(reader.read(), indent=1, allow_nan=False))
+    else:
+        console.print(status_table(reader.read()))
 
 
 @app.command()
@@ -355,8 +391,8 @@ def run(experiment: ExperimentFile, overrides: Overrides = None, resume: Resume 
     """Do everything in one job: prepare, plan, probe, fit, project, train, report."""
     from . import coordinator
 
-    config = load_config(experiment, overrides or ())
     with _job() as job:
+        config = _load_in_job(job, experiment, overrides)
         with _display(job) as display:
             path = coordinator.run(
                 job,
@@ -365,6 +401,7 @@ def run(experiment: ExperimentFile, overrides: Overrides = None, resume: Resume 
                 prepare=lambda config: _prepare(config, display),
                 report=write_report,
                 resume=resume,
+                stop=listen(),
             )
         if job.is_root:
             console.print(summary_table(summarise(config)))
@@ -431,11 +468,29 @@ def _verify(path: Path, overrides: Sequence[str]) -> None:
 
 @contextmanager
 def _job() -> "Iterator[Job]":
-    """The ranks of this job; they leave together when all went well."""
-    from .distributed import start_job, stop_job
+    """The ranks of this job; they leave together when all went well, or was stopped in order."""
+    listen()
+    from . import coordinator
+    from .distributed import running_job
 
-    yield start_job()
-    stop_job()
+    stopped = None
+    with running_job() as job:
+        coordinator.share_request(job, listen())
+        try:
+            yield job
+        except StopRequested as error:
+            stopped = error
+        listen().close()
+    if stopped is not None:
+        raise stopped
+
+
+def _load_in_job(job: "Job", experiment: Path, overrides: Sequence[str] | None) -> ExperimentConfig:
+    from . import coordinator
+
+    config = coordinator.load_experiment_file(job, experiment, overrides or ())
+    coordinator.stop_before_end(job, config, listen())
+    return config
 
 
 @contextmanager
@@ -465,9 +520,35 @@ def main() -> None:
         app()
     except ValueError as error:
         rank = _launched_rank()
-        prefix = "error" if rank == "0" else f"rank {rank}: error"
-        print(f"{prefix}: {error}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            time.sleep(1)  # launchers end the other ranks at once, which have the same to say
-        os._exit(2)  # other ranks may be gone: no orderly shutdown of the process group
+        if rank == "0" or not isinstance(error, SharedMistake):
+            prefix = "error" if rank == "0" else f"rank {rank}: error"
+            print(f"{prefix}: {error}", file=sys.stderr, flush=True)
+        _leave(2)
+    except StopRequested as error:
+        if _launched_rank() == "0":
+            print(_farewell(error), file=sys.stderr)
+        _leave(error.stop.status)
+    except RemoteError as error:
+        if _launched_rank() == "0" or error.root_is_lost:
+            tell_end(int(_launched_rank()), str(error))
+        _leave(1)
+    except Exception:
+        traceback.print_exc()
+        _leave(1)
+
+
+def _farewell(stopped: StopRequested) -> str:
+    """What was saved when the job was told to stop, a line for each run, and how to go on."""
+    if stopped.stop.status != STOPPED:
+        return "\n".join([*stopped.saved, f"error: {stopped.stop.reason}"])
+    again = "start the same command again to go on"
+    return "\n".join([*stopped.saved, f"stopped ({stopped.stop.reason}): {again}"])
+
+
+def _leave(status: int) -> None:
+    """End without an orderly shutdown of the process group: other ranks may be gone."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        time.sleep(1)  # launchers end the other ranks at once, also one that is to speak
+    os._exit(status)

@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from .config_checks import (
     check_batch,
     check_design,
+    check_diloco,
     check_joint_law,
     check_matched_probes,
     check_path,
@@ -84,6 +85,7 @@ class ExperimentConfig(Section):
         check_matched_probes(self.probe, self.fit)
         check_design(self.probe, self.probe_design)
         check_path(self.project, self.probe, self.solve, self.train, fit=self.fit)
+        check_diloco(self.train, self.trainer, self.data.sequence_length)
         return self
 
     @property

@@ -140,6 +140,19 @@ def check_design(probe: ProbeConfig, design: DesignKind) -> None:
             raise ValueError(f"probe.{key} has no place in the design {design!r}; {remedy}")
 
 
+def check_diloco(train: TrainConfig, trainer: TrainerConfig, sequence_length: int) -> None:
+    """The groups of ranks share every batch equally."""
+    batch = train.budget.global_batch_tokens or trainer.global_batch_tokens
+    if train.diloco is None or batch // sequence_length % train.diloco.groups == 0:
+        return
+    groups = train.diloco.groups
+    raise ValueError(
+        f"train.diloco.groups is {groups}, and a batch of {batch // sequence_length} sequences "
+        f"cannot be cut into {groups} equal shares; make trainer.global_batch_tokens a multiple of "
+        f"{sequence_length * groups} (data.sequence_length x groups)"
+    )
+
+
 def path_budgets(project: ProjectConfig, probe: ProbeConfig) -> tuple[int, int] | None:
     """The two probe budgets of a path, small and large; None when there is only one."""
     probed = sorted({budget.tokens for budget in probe.budgets})

@@ -10,29 +10,34 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from .job_watch import JobWatch, Meeting, Welcome, join
+from .shared_errors import RemoteError, SharedMistake
+from .stop_request import StopRequested
+
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # A rank may wait for another's training run: as long as a job lasts. A rank that dies closes its
 # connections, which ends the wait at once.
 JOB_TIMEOUT = timedelta(days=60)
+# What breaks a connection is known within moments, unless just the connection broke.
+_CAUSE_SECONDS = 3.0
 
 _SLURM_NAMES = {
     "RANK": "SLURM_PROCID",
     "LOCAL_RANK": "SLURM_LOCALID",
     "WORLD_SIZE": "SLURM_STEP_NUM_TASKS",  # of this srun, where SLURM_NTASKS is of the whole job
 }
-
-
-class RemoteError(RuntimeError):
-    """A rank failed with something that is not the user's mistake; every rank gets its message."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +47,7 @@ class Job:
     Attributes:
         store: key-value store on rank 0 for the work queue and progress.
         address: this host as the other ranks reach it.
+        watch: tells when another rank is lost.
     """
 
     rank: int
@@ -49,6 +55,7 @@ class Job:
     local_rank: int
     store: dist.Store
     address: str
+    watch: JobWatch
 
     @property
     def is_root(self) -> bool:
@@ -58,26 +65,69 @@ class Job:
         """Run `compute` on rank 0 only and give its JSON value to every rank.
 
         Raises:
-            ValueError, RemoteError: on every rank, when `compute` raised on rank 0.
+            SharedMistake, RemoteError: on every rank, when `compute` raised on rank 0.
         """
         message = [_attempt(compute) if self.is_root else ""]
-        dist.broadcast_object_list(message, src=0)
-        return _unpack(message[0], origin=0)
+        with self.waiting():
+            dist.broadcast_object_list(message, src=0)
+        return _values(message)[0]
 
     def on_all(self, compute: Callable[[], Any]) -> list[Any]:
-        """Run `compute` on every rank; all get all JSON values, or raise the first error."""
-        gathered: list[Any] = [None] * self.world_size
-        dist.all_gather_object(gathered, _attempt(compute))
-        return [_unpack(text, origin=rank) for rank, text in enumerate(gathered)]
+        """Run `compute` on every rank; all get all JSON values, or raise the first error.
 
-    def require_agreement(self, what: str, value: str) -> None:
-        """Stop every rank when one holds another value than rank 0, e.g. of a fingerprint."""
-        values = self.on_all(lambda: value)
-        for rank, other in enumerate(values):
-            if other != values[0]:
-                raise ValueError(
-                    f"rank {rank} has {what} {other} but rank 0 has {values[0]}; all ranks must "
-                    "see the same files and code"
+        Raises:
+            SharedMistake, RemoteError: on every rank, when `compute` raised on some.
+        """
+        gathered: list[Any] = [None] * self.world_size
+        text = _attempt(compute)
+        with self.waiting():
+            dist.all_gather_object(gathered, text)
+        return _values(gathered)
+
+    def require_all(self) -> None:
+        """Raise RemoteError once a rank is lost, or has failed: call it where a rank waits."""
+        cause = self.watch.cause()
+        if cause is not None:
+            raise RemoteError(cause, root_is_lost=self.watch.root_is_lost)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Waits for other ranks: when a connection breaks, raises the first cause of it."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not _is_lost_connection(error):
+                raise
+            cause = self.watch.cause(_CAUSE_SECONDS) or f"a connection between ranks broke: {error}"
+            raise RemoteError(cause, root_is_lost=self.watch.root_is_lost) from None
+
+    def on_each(self, compute: Callable[[], T]) -> T:
+        """Run `compute` on every rank and return this rank's value; raises as `on_all` does."""
+        values: list[T] = []
+        self.on_all(lambda: values.append(compute()))
+        return values[0]
+
+    def require_agreement(self, values: Mapping[str, str]) -> None:
+        """Stop every rank when one holds other values than most, e.g. of a fingerprint.
+
+        Args:
+            values: of this rank, by what they are.
+
+        Raises:
+            SharedMistake: on every rank, naming the ranks that differ and their hosts.
+        """
+        held = self.on_all(lambda: [socket.gethostname(), dict(values)])
+        for what in values:
+            found = [rank_values[what] for _, rank_values in held]
+            usual = max(found, key=found.count)  # the first of equally many, such as rank 0's
+            differ = [rank for rank, value in enumerate(found) if value != usual]
+            if differ:
+                first, other = differ[0], found.index(usual)
+                more = f" (and {len(differ) - 1} more ranks differ)" if len(differ) > 1 else ""
+                raise SharedMistake(
+                    f"rank {first} on {held[first][0]} has {what} {found[first]} but rank {other} "
+                    f"on {held[other][0]} has {usual}{more}; all ranks must see the same files "
+                    "and code"
                 )
 
 
@@ -90,16 +140,28 @@ def _attempt(compute: Callable[[], Any]) -> str:
             logger.exception("failed on rank %s", os.environ.get("RANK", "0"))
         user_mistake = isinstance(error, ValueError)
         text = str(error) if user_mistake else f"{type(error).__name__}: {error}"
-        return json.dumps({"error": text, "user_mistake": user_mistake})
+        return json.dumps(
+            {"error": text, "user_mistake": user_mistake, "host": socket.gethostname()}
+        )
 
 
-def _unpack(text: str, *, origin: int) -> Any:
-    message = json.loads(text)
-    if "error" not in message:
-        return message["value"]
-    if message["user_mistake"]:
-        raise ValueError(message["error"])
-    raise RemoteError(f"rank {origin} failed: {message['error']}")
+def _values(texts: Sequence[str]) -> list[Any]:
+    """The values of ranks 0, 1, ...; raises the error of the first rank that has one."""
+    messages = [json.loads(text) for text in texts]
+    for rank, message in enumerate(messages):
+        if "error" not in message:
+            continue
+        where = f"rank {rank} on {message['host']}"
+        if not message["user_mistake"]:
+            raise RemoteError(f"{where} failed: {message['error']}")
+        # What is wrong for all is no matter of one rank or host.
+        everywhere = all(other.get("error") == message["error"] for other in messages)
+        raise SharedMistake(message["error"] if everywhere else f"{where}: {message['error']}")
+    return [message["value"] for message in messages]
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def start_job() -> Job:
@@ -114,30 +176,56 @@ def start_job() -> Job:
     dist.init_process_group("gloo", timeout=JOB_TIMEOUT)
     master = os.environ["MASTER_ADDR"]
     address = _address_towards(master, int(os.environ["MASTER_PORT"]))
-    server = None
+    server = welcome = None
     if rank == 0:
+        welcome = Welcome(address)
         server = dist.TCPStore(
             address, 0, is_master=True, timeout=JOB_TIMEOUT, wait_for_workers=False
         )
-    where = [(address, server.port) if server is not None else None]
+    where: list[Any] = [server and welcome and (server.port, asdict(welcome.meeting))]
     dist.broadcast_object_list(where, src=0)
-    assert where[0] is not None
-    host, port = where[0]
-    store = server or dist.TCPStore(host, port, is_master=False, timeout=JOB_TIMEOUT)
+    port, meeting = where[0]
+    store = server or dist.TCPStore(meeting["host"], port, is_master=False, timeout=JOB_TIMEOUT)
+    peers = welcome.receive(world_size) if welcome else join(Meeting(**meeting), rank)
     return Job(
         rank=rank,
         world_size=world_size,
         local_rank=int(os.environ["LOCAL_RANK"]),
         store=store,
         address=address,
+        watch=JobWatch(rank, peers),
     )
 
 
-def stop_job() -> None:
+def stop_job(job: Job) -> None:
     """Leave together: a rank that exits early can abort the others under mpirun."""
-    if dist.is_initialized():
+    with job.waiting():
         dist.barrier()
-        dist.destroy_process_group()
+    job.watch.leave()
+    dist.destroy_process_group()
+
+
+@contextmanager
+def running_job() -> Iterator[Job]:
+    """The ranks of this job, from their start until they leave together, done or not.
+
+    Raises:
+        RemoteError: also for what breaks here because another rank is lost.
+    """
+    job = start_job()
+    try:
+        with job.waiting():
+            yield job
+    except (SharedMistake, RemoteError, StopRequested):
+        job.watch.leave()  # the other ranks know it too
+        raise
+    except ValueError as error:
+        job.watch.fail(str(error))
+        raise
+    except Exception as error:
+        logger.exception("failed on rank %d", job.rank)
+        raise RemoteError(job.watch.fail(f"{type(error).__name__}: {error}")) from None
+    stop_job(job)
 
 
 def _use_cpu_without_gpu() -> None:

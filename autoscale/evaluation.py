@@ -4,7 +4,7 @@ Every run is measured on the same windows, so that two runs differ by their trai
 mean is over tokens, exact whatever the number of ranks: sums and counts are reduced, never means.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -87,8 +87,12 @@ class Evaluator:
             self._counts = (self._positions[:, 1:] > 0).sum(dim=1)
 
     @torch.no_grad()
-    def losses(self, engine: Any) -> dict[str, float]:
-        """Validation loss of each set, nats a token; the same on every rank."""
+    def losses(self, engine: Any, alive: Callable[[], None]) -> dict[str, float]:
+        """Validation loss of each set, nats a token; the same on every rank.
+
+        Args:
+            alive: called after every micro-batch.
+        """
         engine.eval()
         sums = torch.zeros(len(self._names) + 1, dtype=torch.float64)
         counts = torch.zeros_like(sums)
@@ -100,6 +104,7 @@ class Evaluator:
             sets = self._sets[part] % len(sums)
             sums.index_add_(0, sets, sum_losses(engine, rows, positions).double().cpu())
             counts.index_add_(0, sets, self._counts[part].double())
+            alive()
         engine.train()
         totals = torch.stack([sums[:-1], counts[:-1]]).to(self._device)
         dist.all_reduce(totals)

@@ -57,13 +57,14 @@ class RunHooks:
 
     Attributes:
         progress: takes the run as it stands, a hundred times over the run.
-        alive: called after every step and every other piece of work, as a sign of life.
+        alive: called with the steps done, on every rank, as a sign of life: after each step, and
+            from time to time during longer work.
         stop_reason: why the run shall save and stop; None while it shall go on. Ranks of a run may
             learn it at different times.
     """
 
     progress: Callable[[Progress], None]
-    alive: Callable[[], None]
+    alive: Callable[[int], None]
     stop_reason: Callable[[], str | None]
 
 
@@ -81,3 +82,13 @@ def micro_batch_size(sequences_per_batch: int, world_size: int, most: int) -> in
         )
     share = sequences_per_batch // world_size
     return max(size for size in range(1, min(most, share) + 1) if share % size == 0)
+
+
+def require_equal_groups(num_groups: int, num_ranks: int) -> None:
+    """Refuse ranks that cannot form equal groups."""
+    if num_ranks % num_groups:
+        raise ValueError(
+            f"train.diloco.groups is {num_groups}, and {num_ranks} rank"
+            f"{'s' if num_ranks > 1 else ''} cannot form {num_groups} equal groups; train on a "
+            "multiple of it, or change train.ranks_per_run or train.diloco.groups"
+        )

@@ -165,6 +165,58 @@ def _field(fields: Mapping[str, Any], what: str) -> int:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ModelDimensions:
+    """What sizes of activations follow from.
+
+    Attributes:
+        gated: whether the MLP multiplies two projections of its input.
+        largest_module: parameters of the module with most of its own.
+    """
+
+    layers: int
+    width: int
+    heads: int
+    inner_width: int
+    gated: bool
+    largest_module: int
+
+
+def model_dimensions(fields: Mapping[str, Any]) -> ModelDimensions:
+    """The dimensions of a model from its config: exact for gpt2 and llama, close for others."""
+    gpt2 = fields["model_type"] == "gpt2"
+    width = _field(fields, "width")
+    inner = 4 * width if gpt2 and not fields.get("n_inner") else _field(fields, "inner width")
+    return ModelDimensions(
+        layers=_field(fields, "layers"),
+        width=width,
+        heads=_field(fields, "heads"),
+        inner_width=inner,
+        gated=not gpt2,
+        largest_module=width * max(fields["vocab_size"], inner),
+    )
+
+
+_SHAPE_KEYS = (
+    "model_type", "vocab_size", "num_key_value_heads", "head_dim", "n_positions",
+    "tie_word_embeddings", *(name for names in _SYNONYMS.values() for name in names),
+)  # fmt: skip
+
+
+def shape_differences(
+    model: Mapping[str, Any], other: Mapping[str, Any]
+) -> list[tuple[str, Any, Any]]:
+    """Fields by which the tensors of two models differ: name, value in `model` and in `other`.
+
+    Positions that are computed (`max_position_embeddings` of most models) may differ.
+    """
+    return [
+        (key, model[key], other[key])
+        for key in _SHAPE_KEYS
+        if None not in (model.get(key), other.get(key)) and model[key] != other[key]
+    ]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSize:
     """Counts of one model.
 

@@ -8,6 +8,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from .memory_table import memory_lines
 from .progress import format_seconds
 from .tables import new_table, stacked, status_text
 from .token_count import format_token_count, round_token_count
@@ -38,7 +39,22 @@ def plan_table(plan: Mapping[str, Any]) -> RenderableType:
         runs.add_section()
     basis = Text(f"Rate of a device: {plan['cost_basis']}.", style="dim")
     parts: list[RenderableType] = [Text(heading, style="bold"), runs, _totals_table(plan), basis]
+    parts.append(Text(limits_line(plan["limits"])))
+    parts += memory_lines(plan["memory"])
     return stacked([*parts, *_data_lines(plan), *plan_lines(plan["foresight"])])
+
+
+def limits_line(ledger: Mapping[str, Any]) -> str:
+    """What is spent of what may be, and what is to come."""
+    most_hours, most_tokens = ledger["max_gpu_hours"], ledger["max_tokens"]
+    left = ledger["left_device_hours"]
+    hours = f"{ledger['device_hours']:.3g}" + ("" if most_hours is None else f" of {most_hours:g}")
+    tokens = round_token_count(ledger["tokens"])
+    tokens += "" if most_tokens is None else f" of {format_token_count(most_tokens)}"
+    return (
+        f"Limits: {hours} device hours, {'unknown' if left is None else f'about {left:.3g}'} to "
+        f"come; {tokens} tokens, {round_token_count(ledger['tokens_left'])} to come."
+    )
 
 
 def _data_lines(plan: Mapping[str, Any]) -> list[RenderableType]:

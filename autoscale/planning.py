@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from .config import ExperimentConfig, named_mixture
 from .config_data import ModelConfig
-from .config_method import BudgetConfig
+from .config_method import BudgetConfig, DilocoConfig
 from .constraints import Constraints, Group, weight_bounds
 from .deepspeed_file import load_deepspeed_file
 from .execution import Execution
+from .initial_weights import require_fitting, weights_digest
 from .manifest import Manifest
 from .mixture import Mixture, largest_remainder, require_same_names
 from .model_shape import model_size, resolve_model
@@ -89,6 +90,12 @@ class Experiment:
             self._resolve_model(budget.model) if budget.model else self.model
             for budget in config.probe.budgets
         ]
+        self._folder_of_weights: dict[str, str] = {}
+        self._start_from = self._initial_weights(config.model, self.model)
+        self._probes_start_from = [
+            self._initial_weights(config.probe_model(budget), model)
+            for budget, model in zip(config.probe.budgets, self.probe_models, strict=True)
+        ]
         self._supplies = Supplies(
             self.manifest,
             self.domains,
@@ -148,6 +155,21 @@ class Experiment:
             end_of_text_id=self.manifest.tokenizer.end_of_text_id,
             sequence_length=self.config.data.sequence_length,
         )
+
+    def _initial_weights(self, model: ModelConfig, fields: Mapping[str, Any]) -> str:
+        """Digest of the weights that runs of a model start from; empty for random ones."""
+        folder = model.start_from
+        if folder is None:
+            return ""
+        require_fitting(
+            folder,
+            fields,
+            vocab_size=self.manifest.tokenizer.vocab_size,
+            tokenizer=self.manifest.tokenizer_folder,
+        )
+        digest = weights_digest(folder, Path(self.config.output_dir) / "weights.json")
+        self._folder_of_weights[digest] = folder
+        return digest
 
     def _objective(self) -> Objective:
         fit = self.config.fit
@@ -222,6 +244,7 @@ class Experiment:
                 model=model,
                 evaluations=config.evaluation.probe_points,
                 share=self.share(budget.tokens),
+                start_from=self._probes_start_from[index],
             )
             yield PlannedProbe(
                 token_budget=budget.tokens,
@@ -259,6 +282,8 @@ class Experiment:
                     budget=budget,
                     model=self.model,
                     evaluations=self.config.evaluation.points,
+                    diloco=self.config.train.diloco,
+                    start_from=self._start_from,
                 )
                 planned.append(PlannedTarget(mixture=name, seed=seed, spec=spec))
         return planned
@@ -331,7 +356,7 @@ class Experiment:
             keep_checkpoints=is_probe and checkpoint.keep_probe_checkpoints,
             step_timeout=60 * self.config.limits.step_timeout_minutes,
             peak_tflops=trainer.peak_tflops,
-            start_from=None,
+            start_from=self._folder_of_weights.get(spec.start_from),
             export=str(folder / "model") if export else None,
         )
 
@@ -354,6 +379,8 @@ class Experiment:
         model: Mapping[str, Any],
         evaluations: int,
         share: float = 1.0,
+        diloco: DilocoConfig | None = None,
+        start_from: str = "",
     ) -> RunSpec:
         sequences = tuple(map(sum, zip(*stages, strict=True)))
         self._check_epochs(label, sequences, self._supplies.of_share(share))
@@ -375,6 +402,8 @@ class Experiment:
             locality=self.config.data.locality,
             share=share,
             stages=tuple(stages) if len(stages) > 1 else (),
+            diloco=diloco.model_dump() if diloco else {},
+            start_from=start_from,
         )
 
     def _optimisation(self, budget: BudgetConfig) -> dict[str, Any]:

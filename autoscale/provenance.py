@@ -1,5 +1,6 @@
 """Which code made a result: commit and library versions."""
 
+import hashlib
 import platform
 import subprocess
 from functools import cache
@@ -40,3 +41,12 @@ def commit() -> str | None:
         return git("rev-parse", "HEAD") + ("+changes" if changed else "") if tracked else None
     except (OSError, subprocess.SubprocessError):
         return None  # installed without its repository
+
+
+@cache
+def source_digest() -> str:
+    """Digest of the package's source files: tells apart what one commit with changes does not."""
+    here, digest = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(here.rglob("*.py")):
+        digest.update(f"{path.relative_to(here)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()[:12]

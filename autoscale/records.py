@@ -1,5 +1,7 @@
 """Artifacts on disk: JSON with a kind and a schema version, written whole or not at all."""
 
+import contextlib
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -7,17 +9,35 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA_VERSION = 1
+_REMEDIES = {
+    errno.ENOSPC: "free space on that disk",
+    errno.EDQUOT: "free space within the quota",
+    errno.EROFS: "make the disk writable",
+    errno.EACCES: "give this user the right to write there",
+}
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write through a temporary name and `os.replace`, so that readers never see half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write through a temporary name and `os.replace`, so that readers never see half a file.
+
+    Raises:
+        OSError: it cannot be written; what stood at `path` before still does.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        remedy = _REMEDIES.get(error.errno or 0, "mend that")
+        raise OSError(
+            error.errno, f"cannot write {path}: {error.strerror}; {remedy} and start again"
+        ) from error
     return path
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+from .records import write_text
+
 
 def _step_of(line: str) -> float:
     """The step of a record; infinite for the half of a line that a kill may leave."""
@@ -26,7 +28,7 @@ class RunLog:
             # What came after the checkpoint is trained again, and would stand here twice.
             lines = path.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _step_of(line) <= first_step]
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        write_text(path, "".join(line + "\n" for line in kept))
         self._file = path.open("a", encoding="utf-8")
         # Steps are tokens, so that runs with other batches stand on one axis.
         purge = first_step * tokens_per_batch + 1

@@ -1,13 +1,11 @@
-"""The steps between the training runs: plan, fit, project, status. Files in, files out, no torch.
+"""The steps between the training runs: plan, fit, project. Files in, files out, no torch.
 
 plan     experiment            -> plan.json            which runs, what they cost
 fit      probe results         -> fit.json             laws and optimal mixture per budget
 project  fit.json              -> mixture-<B>.json     weights for the target budget
-status   run folders           -> what is done, left, failed
 """
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +14,19 @@ import numpy as np
 from .config import ExperimentConfig
 from .constraints import project_onto_bounds
 from .experiment_foresight import foresee_decision
+from .experiment_memory import planned_memory
 from .joint_fit import fit_joint, project_joint
 from .mixture import Mixture
 from .model_shape import model_size
 from .planning import Experiment, PlannedProbe
 from .published_fit import fit_published, project_published
 from .records import read_json, write_json
+from .run_folder import RunFolders, RunView
 from .runs import RunSpec
+from .spending import PlannedRun, left_to_do, make_ledger
 from .token_count import format_token_count
 
 PROJECTIONS = ("joint", "hold", "full", "damped")
-ASSUMED_MFU = 0.4
-"""Share of the peak rate assumed where nothing was measured yet; a usual value for dense models."""
 
 
 def artifact(config: ExperimentConfig, name: str, token_budget: int | None = None) -> Path:
@@ -44,47 +43,33 @@ def artifact(config: ExperimentConfig, name: str, token_budget: int | None = Non
 def plan(config: ExperimentConfig) -> Path:
     """Write which runs the experiment needs, with their tokens, FLOPs and estimated cost.
 
-    The mixture of the target run is not known yet; its tokens and FLOPs are.
+    The mixture of the target run may not be known yet; its tokens and FLOPs are.
+
+    Raises:
+        ValueError: what is left does not fit the experiment's limits.
     """
     experiment = Experiment(config)
+    planned, views = planned_runs(experiment), RunFolders(experiment.store.root).look()
+    ledger = make_ledger(config, planned, views)
+    ledger.check()
     size = model_size(experiment.model, config.data.sequence_length)
-    runs = [_planned("probe", planned.spec, experiment) for planned in experiment.probes()]
-    # Mixtures that only the fit will give are stood in for by a feasible one of the same size.
-    lower, upper = experiment.bounds(config.train.budget.tokens)
-    weights = project_onto_bounds(
-        experiment.reference.as_array(), domains=experiment.domains, lower=lower, upper=upper
-    )
-    stand_in = dict(zip(experiment.domains, weights.tolist(), strict=True))
-    mixtures = experiment.baselines(dict.fromkeys(PROJECTIONS, stand_in))
-    targets = experiment.targets({"autoscale": experiment.mixture(stand_in), **mixtures})
-    for target in targets:
-        row = _planned("train", target.spec, experiment)
-        runs.append({**row, "run_id": None, "status": "waiting", "max_epochs": None})
-    rate, basis = _device_rate(config, experiment, size.flops_per_token)
-    totals = {}
-    for stage in ("probe", "train"):
-        rows = [row for row in runs if row["stage"] == stage]
-        left = [row for row in rows if row["status"] != "finished"]
-        flops = sum(row["flops"] for row in left)
-        totals[stage] = {
-            "runs": len(rows),
-            "tokens": sum(row["tokens"] for row in rows),
-            "flops": sum(row["flops"] for row in rows),
-            "left_runs": len(left),
-            "left_tokens": sum(row["tokens"] for row in left),
-            "device_hours": None if rate is None else flops / rate / 3600,
-        }
+    totals = {
+        stage: _total([run for run in planned if run.stage == stage], views, ledger.rate)
+        for stage in ("probe", "train")
+    }
     content = {
         "name": config.name,
         "domains": list(experiment.domains),
         "available_tokens": dict(zip(experiment.domains, experiment.available_tokens, strict=True)),
         "model": {"parameters": size.parameters, "flops_per_token": size.flops_per_token},
-        "runs": runs,
+        "runs": [_planned(run, run.view(views), experiment) for run in planned],
         "totals": totals,
-        "cost_basis": basis,
+        "cost_basis": ledger.rate_basis,
+        "limits": ledger.to_dict(),
         "packing": _packing(experiment),
         "matched_probes": _matched_probes(experiment),
-        "train_stages": _train_stages(targets[0].spec),
+        "train_stages": _train_stages(planned[-1].spec),
+        "memory": planned_memory(experiment),
         "foresight": foresee_decision(experiment, artifact(config, "fit")),
     }
     return write_json(artifact(config, "plan"), "plan", content)
@@ -136,7 +121,24 @@ def _train_stages(spec: RunSpec) -> list[dict[str, Any]]:
     return rows[1:]
 
 
-def _planned(stage: str, spec: RunSpec, experiment: Experiment) -> dict[str, Any]:
+def _total(
+    runs: Sequence[PlannedRun], views: Mapping[str, RunView], rate: float | None
+) -> dict[str, Any]:
+    """What the runs of a stage cost; `rate` is the FLOP/s of one device."""
+    left = [run for run, _ in left_to_do(runs, views)]
+    flops = sum(run.flops for run in left)
+    return {
+        "runs": len(runs),
+        "tokens": sum(run.spec.total_tokens for run in runs),
+        "flops": sum(run.flops for run in runs),
+        "left_runs": len(left),
+        "left_tokens": sum(run.spec.total_tokens for run in left),
+        "device_hours": None if rate is None else flops / rate / 3600,
+    }
+
+
+def _planned(run: PlannedRun, view: RunView, experiment: Experiment) -> dict[str, Any]:
+    spec = run.spec
     epochs = [
         count / available
         for count, available in zip(
@@ -144,36 +146,72 @@ def _planned(stage: str, spec: RunSpec, experiment: Experiment) -> dict[str, Any
         )
     ]
     most = int(np.argmax(epochs))
-    size = model_size(spec.model, spec.sequence_length)
+    repeated = {"domain": spec.domains[most], "epochs": epochs[most]}
     return {
-        "stage": stage,
+        "stage": run.stage,
         "label": spec.label,
-        "run_id": spec.run_id,
+        "run_id": spec.run_id if run.is_known else None,
         "seed": spec.seed,
         "tokens": spec.total_tokens,
         "tokens_by_domain": spec.tokens,
-        "parameters": size.parameters,
-        "flops": spec.total_tokens * size.flops_per_token,
+        "parameters": model_size(spec.model, spec.sequence_length).parameters,
+        "flops": run.flops,
         "steps": spec.num_steps,
-        "max_epochs": {"domain": spec.domains[most], "epochs": epochs[most]},
-        "status": experiment.store.status(spec),
+        "max_epochs": repeated if run.is_known else None,
+        "status": view.state,
     }
 
 
-def _device_rate(
-    config: ExperimentConfig, experiment: Experiment, flops_per_token: float
-) -> tuple[float | None, str]:
-    """FLOP/s that one device will do, and where the figure comes from."""
-    for planned in experiment.probes():
-        if experiment.store.status(planned.spec) == "finished":
-            result = experiment.store.result(planned.spec)
-            rate = result.tokens_per_second * flops_per_token / result.world_size
-            return rate, f"measured in run {planned.spec.label} on {result.device}"
-    if config.trainer.peak_tflops is not None:
-        rate = ASSUMED_MFU * config.trainer.peak_tflops * 1e12
-        peak = f"{config.trainer.peak_tflops:g} TFLOP/s"
-        return rate, f"assumed {ASSUMED_MFU:.0%} of trainer.peak_tflops ({peak})"
-    return None, "unknown until a run is finished; give trainer.peak_tflops for an estimate"
+def planned_runs(experiment: Experiment) -> list[PlannedRun]:
+    """All runs that the experiment needs, probe runs first.
+
+    Raises:
+        ValueError: a target run needs more of a domain than the experiment allows.
+    """
+    try:
+        targets = known_targets(experiment)
+    except ValueError:  # the mixture is no use any more; `project` will write it again
+        targets = None
+    return planned_probes(experiment) + (targets or stand_in_targets(experiment))
+
+
+def planned_probes(experiment: Experiment) -> list[PlannedRun]:
+    """The probe runs."""
+    return [PlannedRun(stage="probe", spec=planned.spec) for planned in experiment.probes()]
+
+
+def known_targets(experiment: Experiment) -> list[PlannedRun] | None:
+    """The target runs; None before the mixture is written.
+
+    Raises:
+        ValueError: the mixture that is written does not fit the experiment.
+    """
+    if not artifact(experiment.config, "mixture").is_file():
+        return None
+    targets = experiment.targets(target_mixtures(experiment))
+    return [PlannedRun(stage="train", spec=target.spec) for target in targets]
+
+
+def stand_in_targets(experiment: Experiment) -> list[PlannedRun]:
+    """The target runs before the fit: a feasible mixture stands in for those that it will give."""
+    lower, upper = experiment.bounds(experiment.config.train.budget.tokens)
+    weights = project_onto_bounds(
+        experiment.reference.as_array(), domains=experiment.domains, lower=lower, upper=upper
+    )
+    stand_in = dict(zip(experiment.domains, weights.tolist(), strict=True))
+    mixtures = experiment.baselines(dict.fromkeys(PROJECTIONS, stand_in))
+    targets = experiment.targets({"autoscale": experiment.mixture(stand_in), **mixtures})
+    from_fit = {"autoscale", *PROJECTIONS}
+    return [
+        PlannedRun(stage="train", spec=target.spec, is_known=target.mixture not in from_fit)
+        for target in targets
+    ]
+
+
+def check_limits(experiment: Experiment) -> None:
+    """Raise ValueError when what is left of the experiment does not fit its limits."""
+    views = RunFolders(experiment.store.root).look()
+    make_ledger(experiment.config, planned_runs(experiment), views).check()
 
 
 def fit(config: ExperimentConfig) -> Path:
@@ -261,54 +299,3 @@ def target_mixtures(experiment: Experiment) -> dict[str, Mixture]:
     content = read_json(path, "mixture")
     chosen = Mixture.from_mapping(content["weights"]).reordered(experiment.domains)
     return {"autoscale": chosen, **experiment.baselines(content["alternatives"])}
-
-
-def status(config: ExperimentConfig) -> dict[str, Any]:
-    """What is done, left and failed, from the folders alone."""
-    experiment = Experiment(config)
-    specs = [("probe", planned.spec) for planned in experiment.probes()]
-    present = {name: artifact(config, name).is_file() for name in ("plan", "fit", "mixture")}
-    present["report"] = artifact(config, "report").is_file()
-    problems = []
-    if present["mixture"]:
-        try:
-            targets = experiment.targets(target_mixtures(experiment))
-            specs += [("train", target.spec) for target in targets]
-        except ValueError as error:
-            problems.append(f"{artifact(config, 'mixture').name} is no use any more: {error}")
-    rows = []
-    for stage, spec in specs:
-        state = experiment.store.status(spec)
-        failure = experiment.store.failure(spec) if state == "failed" else None
-        rows.append(
-            {
-                "stage": stage,
-                "label": spec.label,
-                "run_id": experiment.store.folder(spec).name,
-                "status": state,
-                "tokens": _tokens_seen(experiment, spec, state),
-                "total_tokens": spec.total_tokens,
-                "reason": failure and f"{failure.reason}: {failure.message}",
-            }
-        )
-    return {"name": config.name, "runs": rows, "artifacts": present, "problems": problems}
-
-
-def _tokens_seen(experiment: Experiment, spec: RunSpec, state: str) -> int:
-    if state == "finished":
-        return spec.total_tokens
-    return last_logged_tokens(experiment.store.folder(spec))
-
-
-def last_logged_tokens(folder: Path) -> int:
-    """Tokens of the last whole line in a run's `metrics.jsonl`; 0 before the first."""
-    path = folder / "metrics.jsonl"
-    if not path.is_file():
-        return 0
-    lines = path.read_text(encoding="utf-8").splitlines()
-    for line in reversed(lines):
-        try:
-            return int(json.loads(line)["tokens"])
-        except (json.JSONDecodeError, KeyError):
-            continue  # a line that is being written
-    return 0

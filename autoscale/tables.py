@@ -7,7 +7,12 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-STATUS_STYLE = {"finished": "green", "failed": "bold red", "interrupted": "yellow"}
+STATUS_STYLE = {
+    "finished": "green",
+    "running": "cyan",
+    "failed": "bold red",
+    "interrupted": "yellow",
+}
 
 
 def new_table(title: str | None = None) -> Table:

@@ -1,11 +1,10 @@
-"""Tables on the terminal: the state of the runs, what they drew, and what the experiment found.
+"""Tables on the terminal: what runs drew, and what the experiment found.
 
 Everything fits in 100 columns. Mixtures are columns or rows as it suits, domains are always rows,
 since there can be dozens of them.
 """
 
-from collections.abc import Mapping, Sequence
-from itertools import groupby
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import RenderableType
@@ -14,7 +13,7 @@ from rich.text import Text
 
 from .audit import Audit
 from .decision_tables import joint_parts
-from .tables import STATUS_STYLE, new_table, notes, stacked, status_text
+from .tables import new_table, notes, stacked
 from .token_count import format_token_count, round_token_count
 from .wording import interval, signed
 
@@ -129,48 +128,6 @@ def _noise_line(summary: Mapping[str, Any]) -> Text:
 
 def _target(summary: Mapping[str, Any]) -> str:
     return format_token_count(summary["experiment"]["target_budget"])
-
-
-def status_table(status: Mapping[str, Any]) -> RenderableType:
-    """Counts by stage, every run that is not finished, and which artifacts exist."""
-    parts: list[RenderableType] = [_status_counts(status["runs"])]
-    open_runs = [row for row in status["runs"] if row["status"] not in ("finished", "waiting")]
-    if open_runs:
-        table = new_table()
-        table.add_column("run", overflow="ellipsis", no_wrap=True, max_width=52)
-        table.add_column("status", no_wrap=True)
-        table.add_column("tokens", justify="right", no_wrap=True)
-        table.add_column("reason", overflow="fold")
-        for row in open_runs:
-            seen = f"{round_token_count(row['tokens'])} of {round_token_count(row['total_tokens'])}"
-            table.add_row(row["label"], status_text(row["status"]), seen, row["reason"] or "")
-        parts.append(table)
-    written = [name for name, there in status["artifacts"].items() if there]
-    absent = [name for name, there in status["artifacts"].items() if not there]
-    line = f"Written: {', '.join(written) or 'nothing yet'}."
-    parts.append(Text(line + (f" Not yet: {', '.join(absent)}." if absent else "")))
-    if status["problems"]:
-        parts.append(notes([("!", problem) for problem in status["problems"]]))
-    return stacked(parts)
-
-
-def _status_counts(rows: Sequence[Mapping[str, Any]]) -> Table:
-    states = ("finished", "interrupted", "failed", "waiting")
-    table = new_table()
-    table.add_column("stage")
-    for heading in (*states, "tokens"):
-        table.add_column(heading, justify="right")
-    for stage, of_stage in groupby(rows, key=lambda row: row["stage"]):
-        listed = list(of_stage)
-        counts = [sum(row["status"] == state for row in listed) for state in states]
-        seen, total = (sum(row[key] for row in listed) for key in ("tokens", "total_tokens"))
-        cells = [
-            Text(str(n), style=STATUS_STYLE.get(s, "") if n else "dim")
-            for n, s in zip(counts, states, strict=True)
-        ]
-        share = f"{round_token_count(seen)} of {round_token_count(total)} ({seen / total:.0%})"
-        table.add_row(stage, *cells, share)
-    return table
 
 
 def audit_table(audit: Audit) -> RenderableType:

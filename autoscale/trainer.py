@@ -9,25 +9,27 @@ import logging
 import math
 import time
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-import deepspeed
 import numpy as np
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
-from .checkpoint import load_checkpoint, save_checkpoint
+from .checkpoint import CheckpointWriter, load_checkpoint
 from .data import RunStream, validation_windows
 from .delivery import Delivery
-from .engine import build_engine
+from .diloco import OuterOptimizer, RankGroups
+from .engine import build_engine, weights_on_first_rank
 from .evaluation import Evaluator, sum_losses
 from .execution import Execution, Progress, RunHooks, micro_batch_size
 from .hardware import device_name, peak_flops
 from .manifest import Manifest
 from .model_shape import model_size
+from .non_finite import NonFiniteLosses
 from .prefetch import DeviceBatch, Prefetcher
 from .provenance import commit, library_versions
 from .run_log import RunLog
@@ -46,6 +48,10 @@ class DivergedError(RuntimeError):
     """The training loss is no finite number any more."""
 
 
+class UnsoundRankError(RuntimeError):
+    """The training loss was no finite number on a few ranks before it was on the others."""
+
+
 class StoppedError(RuntimeError):
     """The run was told to stop, and saved what it has."""
 
@@ -55,6 +61,7 @@ def train_run(spec: RunSpec, execution: Execution, hooks: RunHooks) -> RunResult
 
     Raises:
         DivergedError: the loss became infinite or NaN.
+        UnsoundRankError: it did so on at most half of the ranks first.
         StoppedError: `hooks.stop_reason` gave one on some rank; the run can be resumed.
         ValueError: the ranks do not divide the batch, or a checkpoint of another world size.
     """
@@ -91,8 +98,24 @@ class _Run:
         self.peak_flops = peak_flops(
             self.device, spec.optimisation["precision"], execution.peak_tflops
         )
-        self.engine = build_engine(spec, execution, micro_batch_size=self.micro_batch_size)
+        groups = RankGroups(spec.diloco["groups"]) if spec.diloco else None
+        self.engine = build_engine(
+            spec, execution, micro_batch_size=self.micro_batch_size, groups=groups
+        )
+        self.outer: OuterOptimizer | None = None
+        self.place = {}  # of this rank's weights in a checkpoint
+        if groups is not None:
+            self.outer = OuterOptimizer(self.engine, groups, spec.diloco, num_steps=spec.num_steps)
+            self.place = {"group": groups.index, "groups": groups.num_groups}
+        self.checkpoints = CheckpointWriter(
+            self.engine,
+            self.folder / "checkpoints",
+            keep_last=execution.keep_last,
+            staging=execution.staging,
+            **self.place,
+        )
         self.votes = Votes(2)
+        self.non_finite = NonFiniteLosses(self.device)
         self.earlier_delivery = Delivery.nothing(len(spec.domains))
         self.evaluations: list[Evaluation] = []
         self.started_at = datetime.now(UTC).isoformat(timespec="seconds")
@@ -106,8 +129,14 @@ class _Run:
         steps = range(first_step, self.spec.num_steps)
         depth = 0 if self.device.type == "cpu" else 2  # cores that train have no time to spare
         with Prefetcher(self.stream, steps, self.device, depth) as batches:
-            self._train(batches, first_step)
+            try:
+                self._train(batches, first_step)
+            except DivergedError:
+                self.checkpoints.finish()  # all ranks are here; its thread must not outlive them
+                raise
         self.votes.close()
+        self.checkpoints.finish()
+        self._log_checkpoints()
         result = self._result()
         self._export()
         if self.log is not None:
@@ -120,12 +149,17 @@ class _Run:
         log_every = max(1, spec.num_steps // LOG_POINTS)
         loss_sum, loss_steps = torch.zeros((), device=self.device), 0
         self.clock = self.saved_at = time.perf_counter()
+        self.saved_step = first_step
         interval_start, interval_step = self.clock, first_step
         for batch in batches:
             rate = self._set_learning_rate(batch.step)
-            loss_sum += self._train_step(batch)
+            step_loss = self._train_step(batch)
+            loss_sum += step_loss
             loss_steps += 1
             done = batch.step + 1
+            self.non_finite.see(step_loss, done)
+            if self.outer is not None:
+                self.outer.after_step(done)
             if done % log_every == 0 or done == spec.num_steps:
                 loss = self._mean_over_ranks(loss_sum / loss_steps, batch.step)
                 now = time.perf_counter()
@@ -138,15 +172,16 @@ class _Run:
             stop, save = self.votes.cast([self.hooks.stop_reason() is not None, self._save_is_due])
             if done == spec.num_steps:
                 continue
+            save &= done != self.saved_step + 1  # cast before that save, which answered it
             every = self.execution.save_every
             if stop or save or (every is not None and done % every == 0):
+                if loss_steps:  # a diverged model is not worth keeping
+                    self._mean_over_ranks(loss_sum / loss_steps, batch.step)
                 self._save(done)
+            self._log_checkpoints()
             if stop:
-                raise StoppedError(
-                    f"stopped after step {done} of {spec.num_steps}, saved: "
-                    f"{self.hooks.stop_reason() or 'another rank was told to'}"
-                )
-            self.hooks.alive()
+                raise StoppedError(self._stopped(done))
+            self.hooks.alive(done)
 
     @property
     def _save_is_due(self) -> bool:
@@ -168,8 +203,8 @@ class _Run:
                 total += self._descend(loss)
             return total / len(tokens)
         labels = (batch.positions[:, 1:] > 0).sum()
-        dist.all_reduce(labels)
-        scale = len(tokens) * self.world_size / labels.clamp(min=1)
+        dist.all_reduce(labels, group=self.engine.data_parallel_group)
+        scale = len(tokens) * self.engine.dp_world_size / labels.clamp(min=1)
         positions = batch.positions.split(self.micro_batch_size)
         for part, part_positions in zip(tokens, positions, strict=True):
             total += self._descend(sum_losses(self.engine, part, part_positions).sum() * scale)
@@ -193,12 +228,31 @@ class _Run:
         dist.all_reduce(loss)
         mean = float(loss) / self.world_size
         if not math.isfinite(mean):
-            raise DivergedError(
-                f"training loss is {mean} after step {step + 1} of {self.spec.num_steps} "
-                f"({(step + 1) * self.spec.tokens_per_batch} tokens); lower trainer.lr "
-                f"({self.spec.optimisation['lr']}) or lengthen trainer.warmup_fraction"
-            )
+            raise self._not_finite(f"training loss is {mean}", step + 1)
         return mean
+
+    def _not_finite(self, what: str, done: int) -> DivergedError | UnsoundRankError:
+        """What to raise; all ranks call.
+
+        A run that diverges does so on all ranks at once, or nearly. A rank that has it alone more
+        likely has bad hardware or reads bad data, and the run may well go on from its checkpoint.
+        """
+        remedy = (
+            f"lower trainer.lr ({self.spec.optimisation['lr']}) or lengthen trainer.warmup_fraction"
+        )
+        after = (
+            f"after step {done} of {self.spec.num_steps} "
+            f"({done * self.spec.tokens_per_batch} tokens)"
+        )
+        first = self.non_finite.first_seen()
+        if first is None or 2 * len(first.ranks) > self.world_size:
+            return DivergedError(f"{what} {after}; {remedy}")
+        return UnsoundRankError(
+            f"{what} {after}: it was no finite number at step {first.step} on "
+            f"{', '.join(first.ranks)} first, of {self.world_size} ranks; check that hardware. "
+            "Start again to go on from the last checkpoint; should it come again at this step, "
+            f"{remedy}"
+        )
 
     def _log_training(self, done: int, loss: float, rate: float, speed: float) -> None:
         tokens = done * self.spec.tokens_per_batch
@@ -206,9 +260,12 @@ class _Run:
         if self.log is None:
             return
         scalars = {"train_loss": loss, "lr": rate, "tokens_per_second": speed}
+        scalars["device_seconds"] = self._seconds() * self.world_size  # for `limits` and `status`
         mfu = self._mfu(speed)
         if mfu is not None:
             scalars["mfu"] = mfu
+        if self.outer is not None:
+            scalars |= self.outer.bytes_sent(done)
         position = done * self.spec.sequences_per_batch
         drawn, epochs = self.stream.order.drawn(position), self.stream.order.epochs(position)
         for name, count, epoch in zip(self.spec.domains, drawn, epochs, strict=True):
@@ -218,10 +275,11 @@ class _Run:
 
     def _evaluate(self, done: int) -> None:
         tokens = done * self.spec.tokens_per_batch
-        losses = self.evaluator.losses(self.engine)
+        with self.outer.global_parameters() if self.outer else nullcontext():
+            losses = self.evaluator.losses(self.engine, lambda: self.hooks.alive(done))
         mean = sum(losses.values()) / len(losses)
         if not math.isfinite(mean):
-            raise DivergedError(f"validation loss is {mean} at {tokens} tokens; lower trainer.lr")
+            raise self._not_finite(f"validation loss is {mean}", done)
         self.evaluations.append(Evaluation(tokens=tokens, losses=losses, mean_loss=mean))
         if self.log is not None:
             scalars = {f"validation_loss/{name}": loss for name, loss in losses.items()}
@@ -232,15 +290,35 @@ class _Run:
 
     def _save(self, done: int) -> None:
         progress = {
-            "step": done,
             "seconds": self._seconds(),
             "started_at": self.started_at,
             "evaluations": [asdict(evaluation) for evaluation in self.evaluations],
             "order": self.stream.order.state(),
             "delivery": self._delivery().to_dict(),
         }
-        save_checkpoint(self.engine, self.folder / "checkpoints", done, progress)
-        self.saved_at = time.perf_counter()
+        self.checkpoints.save(
+            done, progress, extra=None if self.outer is None else self.outer.state()
+        )
+        self.saved_at, self.saved_step = time.perf_counter(), done
+
+    def _log_checkpoints(self) -> None:
+        for outcome in self.checkpoints.outcomes():
+            if self.log is not None and outcome.problem is None:
+                scalars = {
+                    "blocked_seconds": outcome.blocked_seconds,
+                    "write_seconds": outcome.write_seconds,
+                    "bytes": outcome.bytes,
+                }
+                tokens = outcome.step * self.spec.tokens_per_batch
+                self.log.write("checkpoint", outcome.step, tokens, scalars)
+
+    def _stopped(self, done: int) -> str:
+        """Wait until the last checkpoint is published; how far the run came."""
+        problem = self.checkpoints.finish()
+        self._log_checkpoints()
+        saved = "saved" if problem is None else f"not saved ({problem})"
+        logger.info("stops (%s)", self.hooks.stop_reason() or "another rank was told to")
+        return f"stopped after step {done} of {self.spec.num_steps}, {saved}"
 
     def _delivery(self) -> Delivery:
         """What all ranks were given since the first step of the run; all ranks call."""
@@ -250,9 +328,10 @@ class _Run:
 
     def _resume(self) -> int:
         """Steps already done; 0 for a fresh start."""
-        progress = load_checkpoint(self.engine, self.folder / "checkpoints")
-        if progress is None:
+        restored = load_checkpoint(self.engine, self.folder / "checkpoints", **self.place)
+        if restored is None:
             return 0
+        progress = restored.progress
         if MixtureOrder.from_state(progress["order"]).digest() != self.stream.order.digest():
             raise ValueError(
                 f"{self.folder}: the checkpoint was trained on another sample order; the data or "
@@ -260,13 +339,10 @@ class _Run:
             )
         self.evaluations = [Evaluation(**item) for item in progress["evaluations"]]
         self.earlier_seconds, self.started_at = progress["seconds"], progress["started_at"]
-        if "delivery" not in progress:
-            raise ValueError(
-                f"{self.folder}: the checkpoint is of an older version, which did not record what "
-                "the run was given. Start the run again with --no-resume"
-            )
         self.earlier_delivery = Delivery.from_dict(progress["delivery"])
-        return int(progress["step"])
+        if self.outer is not None:
+            self.outer.restore(restored.extra(self.rank))
+        return restored.step
 
     def _mfu(self, tokens_per_second: float) -> float | None:
         if self.peak_flops is None:
@@ -298,12 +374,11 @@ class _Run:
         )
 
     def _export(self) -> None:
-        """Write the model for `from_pretrained`; under ZeRO-3 all ranks gather it first."""
+        """Write the model for `from_pretrained`; under ZeRO-3 the first rank gathers it."""
         if self.execution.export is None:
             return
-        model = self.engine.module
-        with deepspeed.zero.GatheredParameters(list(model.parameters())):
-            if self.rank == 0:
-                model.save_pretrained(self.execution.export, safe_serialization=True)
-                Manifest.load(self.execution.manifest).copy_tokenizer(Path(self.execution.export))
+        weights = weights_on_first_rank(self.engine)
+        if self.rank == 0:
+            self.engine.module.save_pretrained(self.execution.export, state_dict=weights)
+            Manifest.load(self.execution.manifest).copy_tokenizer(Path(self.execution.export))
         dist.barrier()

@@ -7,24 +7,38 @@ that has imported the training stack once; with GPUs they are spawned, since CUD
 """
 
 import contextlib
+import ctypes
+import faulthandler
 import json
 import logging
 import multiprocessing
 import os
 import shutil
+import signal
+import socket
 import sys
 import threading
+import time
 import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from .execution import Execution, Progress, RunHooks
 from .runs import RunFailure, RunSpec
+from .stop_request import SIGNALS
 
 RENDEZVOUS_TIMEOUT = timedelta(minutes=30)
+# Before its first step a run imports, meets its ranks, and loads or converts a checkpoint.
+START_TIMEOUT = 1800.0
+_ALIVE_SECONDS = 1.0
+_SHOW_STACKS = signal.SIGUSR2
+_STACKS_SECONDS = 1.0
+_PR_SET_PDEATHSIG = 1  # of Linux
 # The training stack, and what DeepSpeed imports only when it makes an engine: two seconds of every
 # short run. A name that is gone in another version is skipped.
 PRELOADED = ["autoscale.trainer", "deepspeed.runtime.zero.muon.muon_optimizer"]
@@ -44,10 +58,15 @@ class Assignment:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChildError:
-    """Why a child ended without finishing its part."""
+    """Why a child ended without finishing its part.
+
+    Attributes:
+        follows: it most likely follows from what happened to another rank of the run.
+    """
 
     message: str
     user_mistake: bool
+    follows: bool = False
 
 
 class StopSlot:
@@ -76,13 +95,32 @@ class Worker:
         process = self._context.Process(
             target=_train_in_child, args=(assignment, child_end), name=assignment.spec.run_id
         )
-        process.start()
+        with _deaf_to_signals():
+            process.start()
         child_end.close()
-        return Child(process, own_end)
+        return Child(process, own_end, assignment)
+
+
+@contextlib.contextmanager
+def _deaf_to_signals() -> Iterator[None]:
+    """What starts in here never sees a signal to stop: its job rank tells it (`ask_to_stop`).
+
+    Such signals reach whole process groups, and would end a child before it saved.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # its start lets some through again
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class Child:
     """A running child, its progress and how it ended.
+
+    A child that gives no sign of life for as long as its `execution.step_timeout` says is taken for
+    hung, and ended. Its silence is measured by the parent's clock.
 
     Attributes:
         progress: the newest, of the first rank.
@@ -90,8 +128,10 @@ class Child:
         stopped: it saved and stopped as asked; its words.
     """
 
-    def __init__(self, process: Any, connection: Connection) -> None:
+    def __init__(self, process: Any, connection: Connection, assignment: Assignment) -> None:
         self._process, self._connection = process, connection
+        self._assignment = assignment
+        self._heard, self._steps = time.monotonic(), -1
         self.progress: Progress | None = None
         self.error: ChildError | None = None
         self.stopped: str | None = None
@@ -107,7 +147,9 @@ class Child:
         if self._connection in ready:
             self._receive()
         if self._process.sentinel not in ready:
-            return False
+            if time.monotonic() - self._heard < self._patience:
+                return False
+            self._give_up()
         self._process.join()
         self._receive()
         self._connection.close()
@@ -123,11 +165,42 @@ class Child:
             self._process.kill()
             self._process.join()
 
+    @property
+    def _patience(self) -> float:
+        timeout = self._assignment.execution.step_timeout
+        return timeout if self._steps >= 0 else max(timeout, START_TIMEOUT)
+
+    def _give_up(self) -> None:
+        """End the child, which hangs, after it has written where it does so."""
+        pid, rank = self._process.pid, self._assignment.rank
+        log = Path(self._assignment.execution.folder) / f"log-rank{rank}.txt"
+        if _is_stopped(pid):
+            where, stacks = "its process is stopped", b""
+        else:
+            size = log.stat().st_size if log.is_file() else 0
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, _SHOW_STACKS)
+            self._process.join(_STACKS_SECONDS)
+            stacks = log.read_bytes()[size:] if log.is_file() else b""
+            where = f"stacks in {log}" if stacks else "it cannot show where"
+        waits = b"torch/distributed" in stacks
+        after = f"after step {self._steps}" if self._steps > 0 else "since its start"
+        self.error = ChildError(
+            message=f"rank {rank} on {socket.gethostname()} made no step for {self._patience:g} s "
+            f"{after}; {where}",
+            user_mistake=False,
+            follows=waits,
+        )
+        self._process.kill()
+
     def _receive(self) -> None:
         try:
             while self._connection.poll():
                 message = self._connection.recv()
-                if isinstance(message, Progress):
+                self._heard = time.monotonic()
+                if isinstance(message, int):
+                    self._steps = message
+                elif isinstance(message, Progress):
                     self.progress = message
                 elif isinstance(message, str):
                     self.stopped = message
@@ -135,6 +208,28 @@ class Child:
                     self.error = message
         except (EOFError, OSError):
             pass  # the child closed its end; its exit status says the rest
+
+
+def _is_stopped(pid: int) -> bool:
+    """Whether a process is stopped by a signal, so that it hangs through no fault of its own."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return text.rpartition(")")[2].split()[0] in "Tt"
+
+
+class _LifeSigns:
+    """Tells the parent how many steps are done, at most once a second."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection, self._next = connection, 0.0
+
+    def give(self, steps: int) -> None:
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + _ALIVE_SECONDS
+            self._connection.send(steps)
 
 
 def _train_in_child(assignment: Assignment, connection: Connection) -> None:
@@ -151,7 +246,11 @@ def _train_in_child(assignment: Assignment, connection: Connection) -> None:
 
     try:
         _join_process_group(assignment)
-        hooks = RunHooks(progress=report, alive=lambda: None, stop_reason=StopSlot(connection).read)
+        hooks = RunHooks(
+            progress=report,
+            alive=_LifeSigns(connection).give,
+            stop_reason=StopSlot(connection).read,
+        )
         result = train_run(assignment.spec, assignment.execution, hooks)
         if assignment.rank == 0:
             result.save(folder)
@@ -168,7 +267,8 @@ def _train_in_child(assignment: Assignment, connection: Connection) -> None:
         user_mistake = type(error) is ValueError
         name = type(error).__name__
         text = f"run {assignment.spec.label}: {error}" if user_mistake else f"{name}: {error}"
-        connection.send(ChildError(message=text, user_mistake=user_mistake))
+        follows = "gloo" in text or "DistBackendError" in text
+        connection.send(ChildError(message=text, user_mistake=user_mistake, follows=follows))
         connection.close()
         _abort()
     connection.close()
@@ -192,6 +292,8 @@ def _abort() -> None:
 
 def _end_with_parent() -> None:
     """A child must not outlive its job rank, however that one ended."""
+    # Whoever started it ends with the job rank; a child that is stopped can notice nothing itself.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -213,6 +315,7 @@ def _log_to(path: Path) -> None:
         level=logging.INFO, force=True, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
     warnings.simplefilter("default")
+    faulthandler.register(_SHOW_STACKS, file=2)
 
 
 def _join_process_group(assignment: Assignment) -> None:

@@ -83,7 +83,11 @@ def _documents(folder: Path, name: str) -> list[NDArray[np.uint16]]:
 
 
 def write_manifest(
-    folder: Path, documents: Mapping[str, Sequence[NDArray[np.uint16]]], *, vocab_size: int
+    folder: Path,
+    documents: Mapping[str, Sequence[NDArray[np.uint16]]],
+    *,
+    vocab_size: int,
+    validation_tokens: int = 256,
 ) -> Path:
     """Our `.bin`/`.idx` shards of each domain and their manifest; returns its path.
 
@@ -92,7 +96,7 @@ def write_manifest(
     domains = []
     for number, (name, texts) in enumerate(documents.items()):
         train = _write_shard(folder, name, texts)
-        ids = np.arange(number, number + 256, dtype=np.uint16)
+        ids = np.arange(number, number + validation_tokens, dtype=np.uint16)
         validation = _write_shard(folder, f"{name}-validation", [ids])
         domains.append(DomainShards(name=name, train=(train,), validation=(validation,)))
     tokenizer = TokenizerRecord(

@@ -2,8 +2,9 @@
 # An experiment on the hosts of a hostfile (lines "NAME slots=RANKS"), over pdsh and ssh without a
 # password. All hosts see this folder, the data and the Python environment under the same paths.
 # Environment: MASTER_PORT (default 29500), OMP_NUM_THREADS (default 1), DEEPSPEED_ARGS
-# (e.g. "--master_addr 10.0.0.1 --ssh_port 2222"). On hosts without GPUs export DS_ACCELERATOR=cpu;
-# where a host's name resolves to 127.0.1.1 also GLOO_SOCKET_IFNAME=<interface>.
+# (e.g. "--master_addr 10.0.0.1 --ssh_port 2222", or "--launcher openmpi" to start them by mpirun).
+# On hosts without GPUs export DS_ACCELERATOR=cpu; where a host's name resolves to 127.0.1.1 also
+# GLOO_SOCKET_IFNAME=<interface>.
 set -euo pipefail
 if [[ $# -lt 2 || ! -f $2 ]]; then
     echo "usage: launch/hostfile.sh EXPERIMENT.toml HOSTFILE [--set section.key=value ...]" >&2
@@ -30,6 +31,9 @@ if [[ " ${more[*]} " != *" --launcher "* ]]; then
         arguments[index]=$text
     done
     more+=(--force_multi) # one host as well
+fi
+if ((EUID == 0)); then # with --launcher openmpi, which refuses root unless told twice
+    export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 fi
 deepspeed --hostfile "$hostfile" --master_port "${MASTER_PORT:-29500}" --no_local_rank "${more[@]}" \
     --module autoscale run "${arguments[@]}"

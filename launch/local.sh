@@ -2,12 +2,14 @@
 # An experiment on NUM_RANKS processes of this machine, through the deepspeed launcher.
 # Environment: MASTER_PORT (default: a free one), OMP_NUM_THREADS (default 1, raise it for offload),
 # CUDA_VISIBLE_DEVICES (which GPUs), DS_ACCELERATOR=cpu (leave the GPUs alone).
+# Signals to this script: see launch/stoppable.sh. Start it again to go on where it stopped.
 set -euo pipefail
 fail() { echo "launch/local.sh: $1" >&2; exit 2; }
 [[ $# -ge 2 && $2 =~ ^[1-9][0-9]*$ ]] ||
     fail "usage: launch/local.sh EXPERIMENT.toml NUM_RANKS [--set section.key=value ...]"
 experiment=$1 ranks=$2 root=$(cd "$(dirname "$0")/.." && pwd)
 shift 2
+. "$root/launch/stoppable.sh"
 [[ -n ${VIRTUAL_ENV:-} || ! -d $root/.venv/bin ]] || PATH=$root/.venv/bin:$PATH
 command -v deepspeed > /dev/null || fail "no deepspeed on PATH; run 'make install'"
 
@@ -26,12 +28,5 @@ elif [[ -n ${CUDA_VISIBLE_DEVICES:-} ]]; then # the launcher overrides it when g
 fi
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
-set -m # own process group: a signal reaches the ranks once, through the launcher that ends them
-deepspeed --quiet --hostfile /dev/null --master_port "$port" --no_local_rank "${count[@]}" \
-    --module autoscale run "$experiment" "$@" &
-launcher=$! status=0 signalled=
-stop() { kill -TERM $(cat "/proc/$launcher/task/$launcher/children") || kill -TERM "$launcher"; }
-trap 'signalled=130; stop 2> /dev/null || true' INT
-trap 'signalled=143; stop 2> /dev/null || true' TERM HUP
-while kill -0 "$launcher" 2> /dev/null; do wait "$launcher" && status=0 || status=$?; done
-exit "${signalled:-$status}"
+run_stoppable deepspeed --quiet --hostfile /dev/null --master_port "$port" --no_local_rank \
+    "${count[@]}" --module autoscale run "$experiment" "$@"

@@ -9,6 +9,8 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 SSHD = """
@@ -31,10 +33,15 @@ Host *
 
 
 class Host:
-    """One namespace."""
+    """One namespace.
+
+    Attributes:
+        server: its ssh server, whose view of the files all that it starts shares.
+    """
 
     def __init__(self, name: str, link: str, address: str) -> None:
         self.name, self.link, self.address = name, link, address
+        self.server: subprocess.Popen[bytes] | None = None
 
     def command(self, *command: str) -> list[str]:
         """The command as it is run on this host, under its name."""
@@ -44,9 +51,24 @@ class Host:
             "unshare", "--uts", "sh", "-c", rename, self.name, *command,
         ]  # fmt: skip
 
+    @contextmanager
+    def showing(self, path: Path, other: Path) -> Iterator[None]:
+        """What is started over ssh here sees `other`, a file or folder, in the place of `path`."""
+        assert self.server is not None
+        inside = ("nsenter", f"--mount=/proc/{self.server.pid}/ns/mnt")
+        run(*inside, "mount", "--bind", str(other), str(path))
+        try:
+            yield
+        finally:
+            run(*inside, "umount", "--lazy", str(path))
+
     def unplug(self) -> None:
         """Take the host off the network, without a word to anybody."""
         run("ip", "link", "set", self.link, "down")
+
+    def plug(self) -> None:
+        """Connect it again."""
+        run("ip", "link", "set", self.link, "up")
 
 
 class Hosts:
@@ -62,7 +84,6 @@ class Hosts:
             Host(f"as{tag}h{number}", f"as{tag}v{number}", f"{subnet}.{number}")
             for number in range(1, count + 1)
         ]
-        self._servers: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
         self.folder.mkdir(parents=True)
@@ -77,18 +98,19 @@ class Hosts:
             self._add(host, f"127.0.0.1 localhost\n{names}")
 
     def stop(self) -> None:
-        for server in self._servers:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
         for host in self.hosts:
+            if host.server is not None:
+                os.killpg(host.server.pid, signal.SIGKILL)
+                host.server.wait()
             subprocess.run(["ip", "netns", "del", host.name], check=False)
             subprocess.run(["ip", "link", "del", host.link], check=False, capture_output=True)
             shutil.rmtree(f"/etc/netns/{host.name}", ignore_errors=True)
         subprocess.run(["ip", "link", "del", self._bridge], check=False)
 
-    def hostfile(self, slots: int = 1) -> Path:
-        path = self.folder / "hostfile"
-        path.write_text("".join(f"{host.name} slots={slots}\n" for host in self.hosts))
+    def hostfile(self, count: int) -> Path:
+        """A hostfile of the first `count` hosts, with one rank each."""
+        path = self.folder / f"hostfile-{count}"
+        path.write_text("".join(f"{host.name} slots=1\n" for host in self.hosts[:count]))
         return path
 
     def environment(self) -> dict[str, str]:
@@ -114,11 +136,9 @@ class Hosts:
         sshd = shutil.which("sshd", path="/usr/sbin:/sbin")
         assert sshd is not None
         log = (self.folder / f"{host.name}.log").open("wb")
-        self._servers.append(
-            subprocess.Popen(
-                host.command(sshd, "-D", "-e", "-f", str(config)),
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-            )
+        host.server = subprocess.Popen(
+            host.command(sshd, "-D", "-e", "-f", str(config)),
+            stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
         )  # fmt: skip
         end = time.monotonic() + 20
         while not (self.folder / f"{host.name}.pid").exists():

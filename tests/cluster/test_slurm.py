@@ -1,8 +1,10 @@
 """The batch scripts under a real Slurm of two nodes."""
 
 import json
+import shutil
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -73,6 +75,64 @@ def test_an_array_shares_the_probes(slurm: SlurmCluster, tiny: TinyExperiment) -
     assert set(held) == set(tiny.results()) and held, said(slurm)
     assert {claim["generation"] for claim in held.values()} == {1}
     assert len({claim["owner"]["pid"] for claim in held.values()}) >= 2
+
+
+LONG = [
+    "--set", "train.budget='192K'", "--set", "train.seeds=[0]", "--set", "train.baselines=[]",
+    "--set", "checkpoint.save_every=100_000",
+]  # fmt: skip
+
+
+def until(slurm: SlurmCluster, job: str, condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + LIMIT
+    while not condition():
+        assert slurm.run("squeue", "--noheader", "--jobs", job).strip(), said(slurm)
+        assert time.monotonic() < end, said(slurm)
+        time.sleep(0.1)
+
+
+def test_a_warned_job_goes_back_into_the_queue_and_continues(
+    slurm: SlurmCluster, tiny: TinyExperiment
+) -> None:
+    tiny.autoscale("probe")
+    for command in ("fit", "project"):
+        tiny.autoscale(command, *LONG)
+    job = submit(
+        slurm, "slurm.sbatch", "--nodes=2", "--ntasks-per-node=1",
+        arguments=[str(tiny.path), *LONG],
+    )  # fmt: skip
+    runs = tiny.output / "runs"
+    until(slurm, job, lambda: any(p.stat().st_size for p in runs.glob("train-*/metrics.jsonl")))
+    slurm.run("scancel", "--batch", "--signal=USR1", job)  # what Slurm sends before the end
+    until(slurm, job, lambda: "PENDING" in slurm.run("squeue", "-h", "-o", "%T", "-j", job))
+    (folder,) = runs.glob("train-*")
+    assert list(folder.glob("checkpoints/step-*.json")), said(slurm)
+    assert not (folder / "failed.json").exists() and not (folder / "result.json").exists()
+    # Slurm waits two minutes before it starts a requeued job.
+    slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+    slurm.wait(job, timeout=LIMIT)
+    assert (tiny.output / "report.html").is_file(), said(slurm)
+    assert "resumed from" in (folder / "log-rank0.txt").read_text()
+    stopped = json.loads((folder / "result.json").read_text())
+    shutil.rmtree(folder)
+    job = submit(
+        slurm, "slurm.sbatch", "--nodes=2", "--ntasks-per-node=1",
+        arguments=[str(tiny.path), *LONG],
+    )  # fmt: skip
+    slurm.wait(job, timeout=LIMIT)
+    never_stopped = json.loads((folder / "result.json").read_text())
+    assert stopped["evaluations"] == never_stopped["evaluations"]
+
+
+def test_a_job_stops_before_its_time_is_up(slurm: SlurmCluster, tiny: TinyExperiment) -> None:
+    """Slurm's warning is far off here: the job itself asks when it ends."""
+    job = submit(
+        slurm, "slurm_probes.sbatch", "--time=2", "--signal=B:USR1@0",
+        arguments=[str(tiny.path), *LONG, "--set", "limits.stop_before_end_minutes=3"],
+    )  # fmt: skip
+    slurm.wait(job, timeout=LIMIT)
+    assert "which leaves no time to train" in said(slurm)
+    assert not tiny.results()
 
 
 def test_a_corpus_is_built_as_job_arrays(

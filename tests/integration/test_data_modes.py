@@ -14,6 +14,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from autoscale.audit import audit_run
+from autoscale.checkpoint_files import newest_step
 from autoscale.config import load_config
 from autoscale.data import RunStream, validation_windows
 from autoscale.distributed import free_port
@@ -165,12 +166,11 @@ def test_a_resume_across_a_change_of_weights_is_exact(mode, last_change, tiny, t
     whole = train(worker, experiment, spec, tmp_path / "whole")
     folder = tmp_path / "killed"
     execution = replace(experiment.execution(spec, export=False), folder=str(folder))
-    latest = folder / "checkpoints" / "latest.json"
     [child] = start(worker, spec, execution)
-    while not latest.is_file():
+    while newest_step(folder / "checkpoints") is None:
         assert not child.poll(0.01), child.error
     child.stop()
-    saved = json.loads(latest.read_text())["step"]
+    saved = newest_step(folder / "checkpoints")
     assert 0 < saved < (last_change or 1) * spec.num_steps
     resumed = train(worker, experiment, spec, folder)
     assert "resumed from" in (folder / "log-rank0.txt").read_text()
@@ -189,7 +189,7 @@ def test_a_shard_cut_while_a_run_reads_it_ends_the_run_by_name(tiny, tiny_shards
     folder = tmp_path / "run"
     execution = replace(experiment.execution(spec, export=False), folder=str(folder))
     [child] = start(worker, spec, execution)
-    while not (folder / "checkpoints" / "latest.json").is_file():
+    while newest_step(folder / "checkpoints") is None:
         assert not child.poll(0.01), child.error
     cut = next(shards.rglob("python_code/*/train-*.bin"))
     size = cut.stat().st_size

@@ -1,5 +1,6 @@
 """Messages between the ranks of a job: every rank gets the value, or the same error."""
 
+import socket
 import subprocess
 import sys
 
@@ -8,8 +9,8 @@ import pytest
 from tests.conftest import ROOT, environment
 
 SCRIPT = """
-import sys
-from autoscale.distributed import RemoteError, start_job, stop_job
+from autoscale.distributed import start_job, stop_job
+from autoscale.shared_errors import RemoteError
 
 def fail(error):
     raise error
@@ -17,27 +18,35 @@ def fail(error):
 job = start_job()
 assert job.from_root(lambda: {"rank": job.rank}) == {"rank": 0}
 assert job.on_all(lambda: job.rank) == [0, 1]
-job.require_agreement("seed", "7")
+assert job.on_each(lambda: job) is job
+job.require_agreement({"seed": "7"})
 cases = {
     "mistake": lambda: job.from_root(lambda: fail(ValueError("no such domain"))),
     "crash": lambda: job.from_root(lambda: 1 / 0),
     "one rank": lambda: job.on_all(lambda: job.rank if job.rank == 0 else fail(OSError("disk"))),
-    "disagreement": lambda: job.require_agreement("data fingerprint", "abc"[job.rank]),
+    "missing": lambda: job.on_each(lambda: None if job.is_root else fail(ValueError("no file"))),
+    "mistake of all": lambda: job.on_each(lambda: fail(ValueError("no such domain"))),
+    "disagreement": lambda: job.require_agreement(
+        {"seed": "7", "data fingerprint": "abc"[job.rank]}
+    ),
 }
 for name, call in cases.items():
     try:
         call()
     except (ValueError, RemoteError) as error:
         print(f"{name} | {type(error).__name__} | {error}", flush=True)
-stop_job()
+stop_job(job)
 """
 
+HOST = socket.gethostname()
 EXPECTED = [
-    "mistake | ValueError | no such domain",
-    "crash | RemoteError | rank 0 failed: ZeroDivisionError: division by zero",
-    "one rank | RemoteError | rank 1 failed: OSError: disk",
-    "disagreement | ValueError | rank 1 has data fingerprint b but rank 0 has a; all ranks must "
-    "see the same files and code",
+    "mistake | SharedMistake | no such domain",
+    f"crash | RemoteError | rank 0 on {HOST} failed: ZeroDivisionError: division by zero",
+    f"one rank | RemoteError | rank 1 on {HOST} failed: OSError: disk",
+    f"missing | SharedMistake | rank 1 on {HOST}: no file",
+    "mistake of all | SharedMistake | no such domain",
+    f"disagreement | SharedMistake | rank 1 on {HOST} has data fingerprint b but rank 0 on {HOST} "
+    "has a; all ranks must see the same files and code",
 ]
 
 LAUNCHERS = {

@@ -50,6 +50,7 @@ def test_every_run_has_a_result_with_exact_tokens(finished):
         assert result["tokens"] == {name: count * 32 for name, count in quotas.items()}
         assert result["evaluations"][-1]["tokens"] == sum(result["tokens"].values())
         assert all(math.isfinite(loss) for loss in result["final_losses"].values())
+    assert not list(experiment.output.glob("runs/*/checkpoints"))  # with a result, of no use
     assert {result["world_size"] for result in probes} == {1}
 
 

@@ -42,7 +42,7 @@ def test_it_gives_up_with_the_jobs_own_status(tmp_path: Path) -> None:
     assert "given up after 2 restarts" in said
 
 
-@pytest.mark.parametrize("status", [0, 2, 130, 143])
+@pytest.mark.parametrize("status", [0, 2, 75, 130, 143])
 def test_what_would_fail_again_or_was_stopped_is_not_started_again(
     tmp_path: Path, status: int
 ) -> None:
@@ -57,7 +57,9 @@ def test_a_killed_job_is_started_again(tmp_path: Path) -> None:
     assert (job.returncode, starts(tmp_path)) == (137, 2)
 
 
-@pytest.mark.parametrize(("name", "status"), [("INT", 130), ("TERM", 143)])
+@pytest.mark.parametrize(
+    ("name", "status"), [("INT", 130), ("TERM", 75), ("USR1", 75), ("HUP", 75), ("TERM", 1)]
+)
 def test_a_signal_reaches_the_job_and_ends_both(tmp_path: Path, name: str, status: int) -> None:
     told = f"trap 'echo told > {tmp_path}/told; exit {status}' {name}; "
     job = supervised(3, told + count(tmp_path) + "while :; do sleep 0.1; done")

@@ -23,6 +23,10 @@ LAYERS = {
         "laws.inverse_sum", "laws.levenberg_marquardt", "laws.log_linear", "laws.mixture_term",
         "laws.power_sum", "laws.records", "laws.repetition", "laws.rescaled", "laws.separable",
         "laws.surface", "laws.terms", "laws.trees",
+        "methods.data_mixing_laws", "methods.exponential_law", "methods.fixed", "methods.joint",
+        "methods.method", "methods.nested_laws", "methods.olmix", "methods.one_at_a_time",
+        "methods.problem", "methods.published_weights", "methods.registry", "methods.regmix",
+        "methods.swarm", "methods.unimax", "methods.utilimax",
     },
     "data path": {
         "delivery", "file_mapping", "locations", "manifest", "manifest_records",
@@ -34,9 +38,10 @@ LAYERS = {
         "windows.form", "windows.opening", "windows.packed", "windows.ranges", "windows.reading",
     },
     "records": {
-        "audit", "claims", "config", "config_checks", "config_data", "config_execution",
-        "config_method", "data",
-        "deepspeed_file", "execution", "model_shape", "run_table_file", "runs",
+        "audit", "checkpoint_files", "claims", "config", "config_checks", "config_data",
+        "config_execution", "config_method", "data", "deepspeed_file", "execution",
+        "initial_weights", "job_watch", "memory", "model_shape", "run_folder", "run_table_file",
+        "runs", "shared_errors", "slurm_job", "stop_request",
     },
     "text": {
         "documents", "domain_shards", "existing_shards", "overlap", "prepare",
@@ -44,18 +49,20 @@ LAYERS = {
         "token_datasets.arrow", "token_datasets.conversion", "token_datasets.mds", "verification",
     },
     "runtime": {
-        "attention", "checkpoint", "distributed", "engine", "evaluation", "hardware", "model",
-        "prefetch", "run_log", "torch_stream", "trainer", "votes", "worker",
+        "attention", "checkpoint", "diloco", "distributed", "elastic", "engine", "evaluation",
+        "hardware", "model", "non_finite", "partitioned", "prefetch", "run_log", "snapshot",
+        "torch_stream", "traffic", "trainer", "votes", "worker",
     },
     "stages": {
-        "campaign", "coordinator", "experiment_foresight", "experiment_table", "findings",
-        "joint_fit", "joint_summary", "outcomes", "planning", "published_findings",
-        "published_fit", "published_summary", "stages", "summary", "supply", "table_commands",
-        "table_options", "wording",
+        "campaign", "coordinator", "experiment_foresight", "experiment_memory",
+        "experiment_table", "findings", "joint_fit", "joint_summary", "outcomes", "planning",
+        "published_findings", "published_fit", "published_summary", "spending", "stages", "status",
+        "summary", "supply", "table_commands", "table_options", "wording",
     },
     "surface": {
         "__main__", "cli", "decision_tables", "figure_style", "figures", "law_figures",
-        "law_tables", "manifest_table", "plan_tables", "progress", "report", "tables", "terminal",
+        "law_tables", "manifest_table", "memory_table", "plan_tables", "progress", "report",
+        "status_table", "tables", "terminal",
     },
 }  # fmt: skip
 ORDER = list(LAYERS)

@@ -1,6 +1,8 @@
+import resource
+
 import pytest
 
-from autoscale.records import read_json, write_json
+from autoscale.records import read_json, write_json, write_text
 
 
 def test_round_trip_with_kind_and_version(tmp_path):
@@ -38,3 +40,23 @@ def test_what_fails_to_serialise_leaves_the_old_file_whole(tmp_path):
         write_json(path, "fit", {"value": float("nan")})
     assert read_json(path, "fit")["value"] == 1
     assert [file.name for file in tmp_path.iterdir()] == ["fit.json"]
+
+
+def test_a_write_that_fails_leaves_what_was_there_and_says_where(tmp_path):
+    path = tmp_path / "result.json"
+    write_text(path, "before")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))  # bytes; as if the disk was full
+    try:
+        with pytest.raises(OSError, match=rf"cannot write {path}: File too large; .* start again"):
+            write_text(path, "x" * 100_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_cannot_be_made_is_named_with_the_remedy(tmp_path):
+    (tmp_path / "runs").write_text("a file where a folder should be")
+    with pytest.raises(OSError, match=r"cannot write .*runs/a/spec.json: .*; mend that and start"):
+        write_text(tmp_path / "runs" / "a" / "spec.json", "{}")

@@ -24,7 +24,28 @@ def test_plan_counts_runs_tokens_and_what_is_left(fake):
     after = read_json(stages.plan(fake.config), "plan")
     assert after["totals"]["probe"]["left_runs"] == content["totals"]["probe"]["runs"] - 4
     assert after["totals"]["probe"]["device_hours"] > 0
-    assert after["cost_basis"].startswith("measured in run probe-80K-reference")
+    assert after["cost_basis"] == "measured in 4 runs on CPU (1 thread a rank)"
+
+
+def test_plan_knows_the_target_runs_once_their_mixture_is_written(fake):
+    def rows():
+        runs = read_json(stages.plan(fake.config), "plan")["runs"]
+        return {run["label"]: run for run in runs if run["stage"] == "train"}
+
+    before = rows()
+    # The baselines that no fit gives are known at once.
+    assert {label for label, row in before.items() if row["run_id"]} == {
+        f"train-640K-{name}-seed{seed}" for name in ("uniform", "natural") for seed in range(3)
+    }
+    fake.probe()
+    fake.fit_and_project()
+    fake.train(only=2)
+    after = rows()
+    assert set(after) == set(before)
+    assert [row["status"] for row in after.values()].count("finished") == 2
+    assert all(row["run_id"] and row["max_epochs"] for row in after.values())
+    totals = read_json(stages.artifact(fake.config, "plan"), "plan")["totals"]["train"]
+    assert totals["left_runs"] == totals["runs"] - 2
 
 
 def test_plan_estimates_from_the_peak_rate_when_nothing_was_measured(tmp_path):
@@ -133,29 +154,6 @@ def test_a_fit_of_another_kind_of_law_is_refused(tmp_path):
     published = {"probe": {"budgets": ["160K"]}, "project": {"projection": "hold"}}
     with pytest.raises(ValueError, match=r"was fitted with law 'etk' but fit.law is now 'autosc"):
         stages.project(fake.changed(published))
-
-
-def test_status_sees_every_state(fake):
-    planned = fake.experiment.probes()
-    fake.probe(only=2)
-    fake.fail(planned[2].spec)
-    folder = fake.experiment.store.start(planned[3].spec)
-    (folder / "metrics.jsonl").write_text('{"step": 9, "tokens": 9216}\n{"step": 10, "tok')
-    rows = {row["label"]: row for row in stages.status(fake.config)["runs"]}
-    states = [rows[p.spec.label]["status"] for p in planned[:5]]
-    assert states == ["finished", "finished", "failed", "interrupted", "waiting"]
-    assert rows[planned[2].spec.label]["reason"] == "diverged: loss is nan at step 12"
-    assert rows[planned[3].spec.label]["tokens"] == 9216
-
-
-def test_a_mixture_of_other_domains_is_a_problem_in_status(fake):
-    fake.probe()
-    fake.fit_and_project()
-    path = fake.folder / "out" / "mixture-640K.json"
-    content = json.loads(path.read_text())
-    content["weights"] = {"x": 1.0}
-    path.write_text(json.dumps(content))
-    assert "is no use any more" in stages.status(fake.config)["problems"][0]
 
 
 def test_below_the_small_budget_only_holding_is_left(tmp_path):

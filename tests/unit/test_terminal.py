@@ -8,9 +8,8 @@ from autoscale import stages
 from autoscale.audit import Audit, DomainAudit
 from autoscale.plan_tables import plan_table
 from autoscale.records import read_json
-from autoscale.stages import artifact
 from autoscale.summary import summarise
-from autoscale.terminal import audit_table, saved_text, status_table, summary_table
+from autoscale.terminal import audit_table, saved_text, summary_table
 from autoscale.wording import interval, signed
 from tests.unit.fake_experiment import JOINT, SEVEN, FakeExperiment, complete_experiment
 
@@ -182,17 +181,3 @@ def test_the_audit_shows_what_was_drawn_or_not_known():
     assert "1 to 2" in text and "2.00 times" in text and text.count("unknown") == 2
     assert "The record agrees. Checksum of all rows, read again: d4fb4e37b20c6707." in text
     assert "The record differs." in shown(audit_table(replace(audit, problems=("no",))))
-
-
-def test_the_status_counts_runs_and_explains_failures(tmp_path):
-    fake = FakeExperiment(tmp_path)
-    fake.probe(only=5)
-    experiment = fake.experiment
-    fake.fail(experiment.probes()[6].spec)
-    experiment.store.start(experiment.probes()[7].spec)
-    text = shown(status_table(stages.status(fake.config)))
-    counts = next(line for line in text.splitlines() if line.startswith("probe ")).split()
-    assert counts[1:5] == ["5", "1", "1", "15"]
-    assert "diverged: loss is nan at step 12" in " ".join(text.split())
-    assert "Not yet: plan, fit, mixture, report." in text
-    assert not artifact(fake.config, "fit").is_file()

@@ -1,0 +1,192 @@
+"""Jobs that are told to stop: what is in progress saves after its next step, the job ends with
+status 75, and a job started again gives what one gives that was never stopped."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from autoscale.claims import Claims
+from tests.conftest import ROOT, TinyExperiment, environment, write_tiny
+
+pytestmark = pytest.mark.slow
+
+# Two domains and one seed: few runs, each long enough to be stopped in.
+SETTINGS = [
+    "--set", "probe.budgets=['24K', '48K']",
+    "--set", "probe.reference_seeds=1",
+    "--set", "train.budget='96K'",
+    "--set", "train.baselines=[]",
+    "--set", "train.seeds=[0]",
+    "--set", "checkpoint.save_every=1_000",
+]  # fmt: skip
+STOPPED = 75
+DEADLINE = 400
+
+
+class Launched:
+    """A launch script on two ranks, in a session of its own."""
+
+    def __init__(self, experiment: TinyExperiment, script: str = "local.sh") -> None:
+        self.experiment = experiment
+        self.process = subprocess.Popen(
+            [f"launch/{script}", str(experiment.path), "2", *SETTINGS],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=environment(), cwd=ROOT, start_new_session=True,
+        )  # fmt: skip
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        end = time.monotonic() + DEADLINE
+        while not condition():
+            assert self.process.poll() is None, self.finish()[0]
+            assert time.monotonic() < end, "the job did not get there in time"
+            time.sleep(0.05)
+
+    def rank(self, wanted: int) -> int:
+        """Number of the process that is a rank of the job."""
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with suppress(psutil.Error):  # it may end while it is looked at
+                command = process.cmdline()
+                if process.environ().get("RANK") == str(wanted) and command[-1] == SETTINGS[-1]:
+                    return process.pid
+        raise AssertionError(f"no rank {wanted}")
+
+    def launcher(self) -> list[psutil.Process]:
+        """The launcher, as soon as it was started."""
+        children = psutil.Process(self.process.pid).children()
+        with suppress(psutil.Error):
+            return [child for child in children if "--no_local_rank" in child.cmdline()]
+        return []
+
+    def finish(self) -> tuple[str, int]:
+        """Output and exit status; nothing that it started may be left."""
+        started = psutil.Process(self.process.pid).children(recursive=True)
+        output, _ = self.process.communicate(timeout=DEADLINE)
+        _, alive = psutil.wait_procs(started, timeout=30)
+        assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+        return output, self.process.returncode
+
+
+def in_progress(experiment: TinyExperiment, stage: str) -> set[str]:
+    """Runs that have begun to train and have no result."""
+    return {
+        path.parent.name
+        for path in (experiment.output / "runs").glob(f"{stage}-*/metrics.jsonl")
+        if path.stat().st_size and not (path.parent / "result.json").exists()
+    }
+
+
+def saved_step(experiment: TinyExperiment, run: str) -> int:
+    folder = experiment.output / "runs" / run / "checkpoints"
+    return max(int(path.stem.removeprefix("step-")) for path in folder.glob("step-*.json"))
+
+
+def check_stopped(experiment: TinyExperiment, stopped: set[str], output: str) -> None:
+    """Each was saved where it stood, as the job says, and none counts as failed."""
+    runs = experiment.output / "runs"
+    assert not list(runs.glob("*/failed.json")), output
+    assert output.count("start the same command again to go on") == 1
+    for run in stopped:
+        step = saved_step(experiment, run)
+        label = json.loads((runs / run / "spec.json").read_text())["spec"]["label"]
+        assert f"{label} stopped after step {step} of " in output
+        logged = (runs / run / "metrics.jsonl").read_text().splitlines()
+        assert step >= max(json.loads(line)["step"] for line in logged)
+        claim = json.loads(max((runs / run).glob("claim-*.json")).read_text())
+        assert claim["released"]
+
+
+def resumed(experiment: TinyExperiment) -> set[str]:
+    logs = (experiment.output / "runs").glob("*/log-rank0.txt")
+    return {path.parent.name for path in logs if "resumed from" in path.read_text()}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(
+    tiny_text: Path, tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory
+) -> TinyExperiment:
+    experiment = write_tiny(tmp_path_factory.mktemp("uninterrupted"), tiny_text, tiny_shards)
+    output, status = Launched(experiment).finish()
+    assert status == 0, output
+    return experiment
+
+
+def test_stopped_in_probes_and_in_training_then_resumed(
+    uninterrupted: TinyExperiment, tiny: TinyExperiment
+) -> None:
+    # Two probe runs side by side; the signal is for the script, as a scheduler's is.
+    job = Launched(tiny)
+    job.until(lambda: len(in_progress(tiny, "probe")) == 2)
+    job.process.send_signal(signal.SIGTERM)
+    output, status = job.finish()
+    assert status == STOPPED, output
+    probes = in_progress(tiny, "probe")
+    assert "stopped (SIGUSR1)" in output  # the script hands every signal on as this one
+    check_stopped(tiny, probes, output)
+    finished = set(tiny.results())
+
+    # The target over both ranks; only the second rank is told.
+    job = Launched(tiny)
+    job.until(lambda: len(in_progress(tiny, "train")) == 1)
+    os.kill(job.rank(1), signal.SIGTERM)
+    output, status = job.finish()
+    assert status == STOPPED, output
+    targets = in_progress(tiny, "train")
+    assert "stopped (SIGTERM)" in output
+    check_stopped(tiny, targets, output)
+    assert finished < set(tiny.results())
+
+    output, status = Launched(tiny).finish()
+    assert status == 0, output
+    assert resumed(tiny) == probes | targets
+    expected, found = uninterrupted.results(), tiny.results()
+    assert set(found) == set(expected)
+    for run, result in found.items():
+        assert result["evaluations"] == expected[run]["evaluations"], run
+        assert result["tokens"] == expected[run]["tokens"]
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP"])
+def test_stopped_while_it_starts(tiny: TinyExperiment, name: str) -> None:
+    job = Launched(tiny)
+    job.until(lambda: bool(job.launcher()))
+    job.process.send_signal(signal.Signals[name])
+    output, status = job.finish()
+    assert status == STOPPED, output
+    assert not (tiny.output / "runs").exists()
+
+
+@pytest.fixture
+def claimed(tiny: TinyExperiment) -> Iterator[TinyExperiment]:
+    """An experiment whose probe runs are all held by this process."""
+    tiny.autoscale("plan")
+    plan = json.loads((tiny.output / "plan.json").read_text())
+    runs = [row["run_id"] for row in plan["runs"] if row["stage"] == "probe"]
+    held = [Claims().take(tiny.output / "runs" / run) for run in runs]
+    assert all(held)
+    yield tiny
+    for claim in held:
+        assert claim is not None
+        claim.release()
+
+
+def test_a_job_that_waits_for_others_stops_at_once(claimed: TinyExperiment) -> None:
+    job = subprocess.Popen(
+        claimed.command("run"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, env=environment(), cwd=ROOT, start_new_session=True,
+    )  # fmt: skip
+    assert job.stdout is not None
+    for line in job.stdout:
+        if "runs" in line:  # the campaign shows its progress
+            break
+    job.send_signal(signal.SIGTERM)
+    output, _ = job.communicate(timeout=DEADLINE)
+    assert job.returncode == STOPPED, output
+    assert not list(claimed.output.glob("runs/*/spec.json"))
