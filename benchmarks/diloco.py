@@ -81,7 +81,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder for text, shards and runs")
     parser.add_argument("--text", type=Path, help="folder of <domain>.jsonl instead of a harvest")
-    parser.add_argument("--budget", default="480K", help="tokens of a run")
+    parser.add_argument("--budget", default="240K", help="tokens of a run")
     options = parser.parse_args()
     file = write_experiment(options.work.resolve(), options.text, options.budget)
     config = load_config(file)

@@ -15,7 +15,7 @@ SlurmctldPort={ports[0]}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire={requeue_seconds}
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool-%n
 SlurmctldPidFile={folder}/slurmctld.pid
@@ -39,6 +39,10 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
 
+# How long a requeued job waits; Slurm's own 120 s are for nodes that answer slowly.
+REQUEUE_SECONDS = 15
+
+
 class SlurmCluster:
     """Started and stopped by its own commands; ends nothing that it did not start."""
 
@@ -54,8 +58,11 @@ class SlurmCluster:
         self._start_munge()
         ports = _free_ports(3)
         (self.folder / "slurm.conf").write_text(
-            CONFIG.format(host=self._host, ports=ports, user=getpass.getuser(), folder=self.folder)
-        )
+            CONFIG.format(
+                host=self._host, ports=ports, user=getpass.getuser(), folder=self.folder,
+                requeue_seconds=REQUEUE_SECONDS,
+            )
+        )  # fmt: skip
         self._spawn("slurmctld", "-D")
         for node in ("w1", "w2"):
             (self.folder / f"spool-{node}").mkdir()

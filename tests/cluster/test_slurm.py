@@ -108,8 +108,6 @@ def test_a_warned_job_goes_back_into_the_queue_and_continues(
     (folder,) = runs.glob("train-*")
     assert list(folder.glob("checkpoints/step-*.json")), said(slurm)
     assert not (folder / "failed.json").exists() and not (folder / "result.json").exists()
-    # Slurm waits two minutes before it starts a requeued job.
-    slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now")
     slurm.wait(job, timeout=LIMIT)
     assert (tiny.output / "report.html").is_file(), said(slurm)
     assert "resumed from" in (folder / "log-rank0.txt").read_text()

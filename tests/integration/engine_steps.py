@@ -55,7 +55,9 @@ def _run(folder: Path, ranks: int, work, task: dict) -> dict:
         context.Process(target=_rank, args=(str(folder), rank, ranks, work, task))
         for rank in range(ranks)
     ]
-    with patch.dict(os.environ, environment(), clear=True):  # of the server, too
+    # Memory that is freed goes back at once, so that what is resident is what is held.
+    variables = environment() | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    with patch.dict(os.environ, variables, clear=True):  # of the server, too
         for process in processes:
             process.start()
     for process in processes:

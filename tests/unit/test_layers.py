@@ -17,8 +17,8 @@ LAYERS = {
         "pieces", "polytope",
         "primal_dual", "probes", "projection", "published_table", "quota_tree", "random_search",
         "repetition_rate", "residuals", "run_table", "sampler", "scaling_law", "schedule",
-        "solver", "stage_quotas", "token_count", "tree_shape", "uncertainty", "laws.average",
-        "laws.bimix",
+        "solver", "stage_quotas", "token_count", "traffic", "tree_shape", "uncertainty",
+        "laws.average", "laws.bimix",
         "laws.effective_tokens", "laws.fit", "laws.fitted_law", "laws.fitter", "laws.frame",
         "laws.inverse_sum", "laws.levenberg_marquardt", "laws.log_linear", "laws.mixture_term",
         "laws.power_sum", "laws.records", "laws.repetition", "laws.rescaled", "laws.separable",
@@ -51,7 +51,7 @@ LAYERS = {
     "runtime": {
         "attention", "checkpoint", "diloco", "distributed", "elastic", "engine", "evaluation",
         "hardware", "model", "non_finite", "partitioned", "prefetch", "run_log", "snapshot",
-        "torch_stream", "traffic", "trainer", "votes", "worker",
+        "torch_stream", "trainer", "votes", "worker",
     },
     "stages": {
         "campaign", "coordinator", "experiment_foresight", "experiment_memory",
