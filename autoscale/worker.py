@@ -7,7 +7,6 @@ that has imported the training stack once; with GPUs they are spawned, since CUD
 """
 
 import contextlib
-import ctypes
 import faulthandler
 import json
 import logging
@@ -29,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from .execution import Execution, Progress, RunHooks
+from .process_end import end_with_whoever_started_this
 from .runs import RunFailure, RunSpec
 from .stop_request import SIGNALS
 
@@ -38,10 +38,13 @@ START_TIMEOUT = 1800.0
 _ALIVE_SECONDS = 1.0
 _SHOW_STACKS = signal.SIGUSR2
 _STACKS_SECONDS = 1.0
-_PR_SET_PDEATHSIG = 1  # of Linux
 # The training stack, and what DeepSpeed imports only when it makes an engine: two seconds of every
 # short run. A name that is gone in another version is skipped.
-PRELOADED = ["autoscale.trainer", "deepspeed.runtime.zero.muon.muon_optimizer"]
+PRELOADED = [
+    "autoscale.fork_server",
+    "autoscale.trainer",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -293,7 +296,7 @@ def _abort() -> None:
 def _end_with_parent() -> None:
     """A child must not outlive its job rank, however that one ended."""
     # Whoever started it ends with the job rank; a child that is stopped can notice nothing itself.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_whoever_started_this()
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.slow
 
 # Two domains and one seed: few runs, each long enough to be stopped in.
 SETTINGS = [
+    "--set", "data.domains=['python_code', 'english_docs']",
     "--set", "probe.budgets=['24K', '48K']",
     "--set", "probe.reference_seeds=1",
     "--set", "train.budget='96K'",

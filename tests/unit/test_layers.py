@@ -41,7 +41,7 @@ LAYERS = {
         "audit", "checkpoint_files", "claims", "config", "config_checks", "config_data",
         "config_execution", "config_method", "data", "deepspeed_file", "execution",
         "initial_weights", "job_watch", "memory", "model_shape", "run_folder", "run_table_file",
-        "runs", "shared_errors", "slurm_job", "stop_request",
+        "process_end", "runs", "shared_errors", "slurm_job", "stop_request",
     },
     "text": {
         "documents", "domain_shards", "existing_shards", "overlap", "prepare",
@@ -50,8 +50,8 @@ LAYERS = {
     },
     "runtime": {
         "attention", "checkpoint", "diloco", "distributed", "elastic", "engine", "evaluation",
-        "hardware", "model", "non_finite", "partitioned", "prefetch", "run_log", "snapshot",
-        "torch_stream", "trainer", "votes", "worker",
+        "fork_server", "hardware", "model", "non_finite", "partitioned", "prefetch", "run_log",
+        "snapshot", "torch_stream", "trainer", "votes", "worker",
     },
     "stages": {
         "campaign", "coordinator", "experiment_foresight", "experiment_memory",
