@@ -324,6 +324,8 @@ class Campaign:
         elif error is not None and error.user_mistake:
             self._job.store.set(f"{self._prefix}/mistake", json.dumps(error.message))
         elif child.stopped is not None:
+            if child.progress is not None:
+                self._job.store.add(f"{self._prefix}/tokens", child.progress.tokens)
             number = self._job.store.add(f"{self._prefix}/saved", 1)
             text = f"{task.spec.label} {child.stopped}"
             self._job.store.set(f"{self._prefix}/saved/{number}", text)

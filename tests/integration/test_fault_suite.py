@@ -41,6 +41,9 @@ class Killer:
     def visit(self, job: Launched) -> None:
         """Strike until a job rank is dead, or the job at its end."""
         if self._random.random() < 0.2:  # while it starts up
+            end = time.monotonic() + DEADLINE
+            while not (job.ranks() or job.has_ended) and time.monotonic() < end:
+                time.sleep(0.1)
             time.sleep(self._random.uniform(0, 8))
         else:
             for _ in range(min(CHILDREN_A_START, self.left)):

@@ -154,11 +154,10 @@ def test_stopped_in_probes_and_in_training_then_resumed(
         assert result["tokens"] == expected[run]["tokens"]
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP"])
-def test_stopped_while_it_starts(tiny: TinyExperiment, name: str) -> None:
+def test_stopped_while_it_starts(tiny: TinyExperiment) -> None:
     job = Launched(tiny)
     job.until(lambda: bool(job.launcher()))
-    job.process.send_signal(signal.Signals[name])
+    job.process.send_signal(signal.SIGUSR1)
     output, status = job.finish()
     assert status == STOPPED, output
     assert not (tiny.output / "runs").exists()
