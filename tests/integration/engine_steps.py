@@ -36,8 +36,8 @@ def train(folder: Path, ranks: int, **task) -> dict:
             start_from as the experiment has them; steps; save_to, a folder for the trained model.
 
     Returns:
-        Losses of the steps, digests of the weights before and after them, and the memory of each
-        rank after them, MiB beyond what it had before.
+        Losses of the steps, digests of the weights before and after them, and the most memory of
+        each rank during them, MiB beyond what it had before.
     """
     return _run(folder, ranks, _train, SMALL | task)
 
@@ -126,6 +126,7 @@ def _train(task: dict) -> dict:
     engine = build_engine(spec, execution, micro_batch_size=micro_batch)
     answer = {"weights": _digest(engine), "losses": []}
     generator = torch.Generator().manual_seed(1)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts anew
     for _ in range(task.get("steps", 3)):
         rows = torch.randint(0, task["vocab_size"], (batch, length + 1), generator=generator)
         parts = rows[rank::world_size].split(micro_batch)
@@ -137,7 +138,7 @@ def _train(task: dict) -> dict:
             total += loss.detach() / len(parts)
         dist.all_reduce(total)
         answer["losses"].append(float(total) / world_size)
-    answer["mib"] = _resident("VmRSS") - before
+    answer["mib"] = _resident("VmHWM") - before
     answer["trained_weights"] = _digest(engine)
     if "save_to" in task:
         weights = weights_on_first_rank(engine)
