@@ -49,6 +49,7 @@ points = 1
 budgets = [{tokens}]
 design = "one_at_a_time"
 fixed_budget = true
+factors = [1.5]
 reference_seeds = 2
 
 [fit]

@@ -96,7 +96,7 @@ def write_manifest(
     domains = []
     for number, (name, texts) in enumerate(documents.items()):
         train = _write_shard(folder, name, texts)
-        ids = np.arange(number, number + validation_tokens, dtype=np.uint16)
+        ids = (np.arange(number, number + validation_tokens) % vocab_size).astype(np.uint16)
         validation = _write_shard(folder, f"{name}-validation", [ids])
         domains.append(DomainShards(name=name, train=(train,), validation=(validation,)))
     tokenizer = TokenizerRecord(
