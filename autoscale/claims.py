@@ -29,6 +29,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Final, Self
 
+from .processes import stat_fields
+
 HEARTBEAT_SECONDS: Final = 10.0
 DEAD_AFTER: Final = 60.0
 _NAME: Final = re.compile(r"^claim-(\d{6})\.json$")
@@ -233,9 +235,5 @@ def _machine() -> str:
 
 def _start_ticks(pid: int) -> int | None:
     """When a process started; None when there is no such process, or only its remains."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    state, *rest = text.rpartition(")")[2].split()  # the name before may hold anything
-    return None if state in "ZX" else int(rest[18])
+    fields = stat_fields(pid)
+    return None if fields is None or fields[0] in "ZX" else int(fields[19])

@@ -41,14 +41,16 @@ def open_experiment(job: Job, config: ExperimentConfig, to_do: Sequence[str]) ->
         to_do: what the job will do, `probe` or `train` or both; their ranks are checked now.
     """
 
+    of_root: list[Experiment] = []
+
     def check() -> None:
-        experiment = Experiment(config)
+        of_root.append(Experiment(config))
         for stage in to_do:
-            _check_ranks(stage, experiment, job.world_size)
+            _check_ranks(stage, of_root[0], job.world_size)
 
     require_same_program(job, config)
     job.from_root(check)
-    experiment = job.on_each(lambda: Experiment(config))
+    experiment = job.on_each(lambda: of_root[0] if of_root else Experiment(config))
     settings = json.dumps(experiment.deepspeed, sort_keys=True)
     job.require_agreement(
         {"data fingerprint": experiment.data_fingerprint, "DeepSpeed settings": _digest(settings)}

@@ -6,7 +6,7 @@ stack, which takes long on a busy host. Not to be imported elsewhere: the import
 
 import os
 
-from .process_end import end_with_whoever_started_this
+from .processes import end_with_whoever_started_this
 
 _parent = os.getppid()
 end_with_whoever_started_this()

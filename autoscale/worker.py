@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from .execution import Execution, Progress, RunHooks
-from .process_end import end_with_whoever_started_this
+from .processes import end_with_whoever_started_this, stat_fields
 from .runs import RunFailure, RunSpec
 from .stop_request import SIGNALS
 
@@ -215,11 +215,8 @@ class Child:
 
 def _is_stopped(pid: int) -> bool:
     """Whether a process is stopped by a signal, so that it hangs through no fault of its own."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    return text.rpartition(")")[2].split()[0] in "Tt"
+    fields = stat_fields(pid)
+    return fields is not None and fields[0] in "Tt"
 
 
 class _LifeSigns:

@@ -8,26 +8,19 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from ..mixture import Mixture
 from ..run_table import RunTable
-from .method import About, Chosen, Probe, ProbeBudget
+from .method import About, Chosen, WithoutProbes
 from .problem import MixingProblem
 from .published_weights import OTHER_NAMES
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Uniform:
+class Uniform(WithoutProbes):
     """The same weight for every domain."""
 
     name = "uniform"
     about = About(citation="none", needs="nothing")
-
-    def design(
-        self, problem: MixingProblem, budget: ProbeBudget, rng: np.random.Generator
-    ) -> tuple[Probe, ...]:
-        return ()
 
     def choose(self, problem: MixingProblem, runs: RunTable | None) -> Chosen:
         mixture = Mixture.uniform(problem.domains)
@@ -35,16 +28,11 @@ class Uniform:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Natural:
+class Natural(WithoutProbes):
     """Weights in proportion to the tokens that exist."""
 
     name = "natural"
     about = About(citation="none", needs="the tokens that exist")
-
-    def design(
-        self, problem: MixingProblem, budget: ProbeBudget, rng: np.random.Generator
-    ) -> tuple[Probe, ...]:
-        return ()
 
     def choose(self, problem: MixingProblem, runs: RunTable | None) -> Chosen:
         mixture = problem.natural
@@ -53,7 +41,7 @@ class Natural:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PublishedWeights:
+class PublishedWeights(WithoutProbes):
     """Constants that others published, for the domains of the problem by name.
 
     Names match without case, spaces and punctuation, and in the spellings of `published_weights`.
@@ -71,11 +59,6 @@ class PublishedWeights:
     weights: Mapping[str, float]
     about: About
     names: Mapping[str, str] = field(default_factory=dict)
-
-    def design(
-        self, problem: MixingProblem, budget: ProbeBudget, rng: np.random.Generator
-    ) -> tuple[Probe, ...]:
-        return ()
 
     def choose(self, problem: MixingProblem, runs: RunTable | None) -> Chosen:
         """See `Method`.

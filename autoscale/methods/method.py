@@ -134,6 +134,18 @@ class About:
     needs: str
 
 
+class WithoutProbes:
+    """The design of methods that need no probe runs."""
+
+    __slots__ = ()
+
+    def design(
+        self, problem: MixingProblem, budget: ProbeBudget, rng: np.random.Generator
+    ) -> tuple[Probe, ...]:
+        """None."""
+        return ()
+
+
 class Method(Protocol):
     """A mixture method.
 

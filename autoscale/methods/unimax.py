@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..constraints import project_onto_bounds
 from ..mixture import Mixture
 from ..run_table import RunTable
-from .method import About, Chosen, Probe, ProbeBudget
+from .method import About, Chosen, WithoutProbes
 from .problem import MixingProblem
 
 Array = NDArray[np.float64]
@@ -41,18 +41,13 @@ def unimax(available: ArrayLike, budget: float, epochs: float) -> Array:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class UniMax:
+class UniMax(WithoutProbes):
     """The method, with the problem's cap or, without one, the paper's single epoch."""
 
     name = "unimax"
     about = About(
         citation="Chung et al. 2023, arXiv 2304.09151", needs="the tokens that exist, an epoch cap"
     )
-
-    def design(
-        self, problem: MixingProblem, budget: ProbeBudget, rng: np.random.Generator
-    ) -> tuple[Probe, ...]:
-        return ()
 
     def choose(self, problem: MixingProblem, runs: RunTable | None) -> Chosen:
         epochs = EPOCHS if problem.max_epochs is None else problem.max_epochs

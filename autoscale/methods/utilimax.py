@@ -24,7 +24,7 @@ from ..constraints import Constraints, project_onto_bounds
 from ..feasible_set import least_linear
 from ..mixture import Mixture, require_same_names
 from ..run_table import RunTable
-from .method import About, Chosen, Probe, ProbeBudget
+from .method import About, Chosen, Probe, ProbeBudget, WithoutProbes
 from .problem import MixingProblem, require_one_budget
 
 Array = NDArray[np.float64]
@@ -180,7 +180,7 @@ class UtiliMax:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class GivenUtilities:
+class GivenUtilities(WithoutProbes):
     """Utilities estimated elsewhere, as MEDU's by a language model.
 
     Attributes:
@@ -196,11 +196,6 @@ class GivenUtilities:
         citation="Held et al. 2025, arXiv 2501.11747",
         needs="a utility of every domain for every task",
     )
-
-    def design(
-        self, problem: MixingProblem, budget: ProbeBudget, rng: np.random.Generator
-    ) -> tuple[Probe, ...]:
-        return ()
 
     def choose(self, problem: MixingProblem, runs: RunTable | None) -> Chosen:
         """See `Method`.

@@ -29,6 +29,11 @@ def planned(tiny, *overrides):
 def start(worker, experiment, spec, folder, *, world_size=1, **settings):
     """The children of all ranks of a run."""
     execution = replace(experiment.execution(spec, export=False), folder=str(folder), **settings)
+    return start_ranks(worker, spec, execution, world_size)
+
+
+def start_ranks(worker, spec, execution, world_size=1):
+    """The children of all ranks of a run that is executed like this."""
     master = f"127.0.0.1:{free_port()}"
     return [
         worker.start(

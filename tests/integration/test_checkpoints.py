@@ -11,24 +11,12 @@ import pytest
 
 from autoscale.checkpoint_files import CheckpointRecord, newest_step, problem_of, saved_steps
 from autoscale.runs import RunResult
-from autoscale.worker import Worker
 from tests.conftest import write_tiny
 from tests.integration.children import ended, planned, run_log, start, train, train_a_part
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("on_cpu")]
 
 OVERRIDES = ["train.budget='24K'", "data.max_epochs=20"]
-
-
-@pytest.fixture(scope="module")
-def worker():
-    return Worker(fork=True)
-
-
-@pytest.fixture(autouse=True)
-def on_cpu(monkeypatch):
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="module")

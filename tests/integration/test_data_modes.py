@@ -17,14 +17,15 @@ from autoscale.audit import audit_run
 from autoscale.checkpoint_files import newest_step
 from autoscale.config import load_config
 from autoscale.data import RunStream, validation_windows
-from autoscale.distributed import free_port
 from autoscale.mixture import Mixture
 from autoscale.model import build_model, parameter_groups
 from autoscale.planning import Experiment
 from autoscale.runs import RunResult
 from autoscale.schedule import learning_rate
-from autoscale.worker import Assignment, Worker
 from tests.conftest import ROOT, environment
+from tests.integration.children import start_ranks
+
+pytestmark = pytest.mark.usefixtures("on_cpu")
 
 DEADLINE = 200
 SKEWED = "{ python_code = 0.1, english_docs = 0.6, cpp_headers = 0.3 }"
@@ -35,17 +36,6 @@ MODES = {
     "best_fit": ["data.packing=best_fit"],
     "locality": ["data.locality=8"],
 }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def worker():
-    return Worker(fork=True)
-
-
-@pytest.fixture(autouse=True)
-def on_cpu(monkeypatch):
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 def planned(tiny, *overrides):
@@ -59,23 +49,10 @@ def planned(tiny, *overrides):
     return experiment, target.spec
 
 
-def start(worker, spec, execution, world_size=1):
-    master = f"127.0.0.1:{free_port()}"
-    return [
-        worker.start(
-            Assignment(
-                spec=spec, execution=execution, rank=rank, world_size=world_size,
-                local_rank=rank, master=master,
-            )
-        )
-        for rank in range(world_size)
-    ]  # fmt: skip
-
-
 def train(worker, experiment, spec, folder, *, world_size=1, **settings) -> RunResult:
     """Train a run to its end, in processes of its own."""
     execution = replace(experiment.execution(spec, export=False), folder=str(folder), **settings)
-    children, end = start(worker, spec, execution, world_size), time.monotonic() + DEADLINE
+    children, end = start_ranks(worker, spec, execution, world_size), time.monotonic() + DEADLINE
     for child in children:
         while not child.poll(0.2):
             assert time.monotonic() < end
@@ -166,7 +143,7 @@ def test_a_resume_across_a_change_of_weights_is_exact(mode, last_change, tiny, t
     whole = train(worker, experiment, spec, tmp_path / "whole")
     folder = tmp_path / "killed"
     execution = replace(experiment.execution(spec, export=False), folder=str(folder))
-    [child] = start(worker, spec, execution)
+    [child] = start_ranks(worker, spec, execution)
     while newest_step(folder / "checkpoints") is None:
         assert not child.poll(0.01), child.error
     child.stop()
@@ -188,7 +165,7 @@ def test_a_shard_cut_while_a_run_reads_it_ends_the_run_by_name(tiny, tiny_shards
     )  # fmt: skip
     folder = tmp_path / "run"
     execution = replace(experiment.execution(spec, export=False), folder=str(folder))
-    [child] = start(worker, spec, execution)
+    [child] = start_ranks(worker, spec, execution)
     while newest_step(folder / "checkpoints") is None:
         assert not child.poll(0.01), child.error
     cut = next(shards.rglob("python_code/*/train-*.bin"))

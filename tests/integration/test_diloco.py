@@ -22,22 +22,13 @@ from autoscale.execution import RunHooks
 from autoscale.model import build_model, parameter_groups
 from autoscale.schedule import evaluation_steps, learning_rate
 from autoscale.trainer import StoppedError, train_run
-from autoscale.worker import Assignment, Worker, _join_process_group
+from autoscale.worker import Assignment, _join_process_group
 from tests.conftest import ROOT, write_tiny
 from tests.integration.test_data_modes import losses, planned, train
 
+pytestmark = pytest.mark.usefixtures("on_cpu")
+
 DILOCO = ["train.diloco.groups=2", "train.diloco.inner_steps=7"]
-
-
-@pytest.fixture(scope="module")
-def worker():
-    return Worker(fork=True)
-
-
-@pytest.fixture(autouse=True)
-def on_cpu(monkeypatch):
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 # The equations, on engines of every ZeRO stage

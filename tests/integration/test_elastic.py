@@ -5,11 +5,10 @@ import shutil
 
 import pytest
 
-from autoscale.worker import Worker
 from tests.conftest import ROOT, write_tiny
 from tests.integration.children import ended, planned, run_log, start, train, train_a_part
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("on_cpu")]
 
 CHANGES = [
     # ZeRO stage and ranks before, ZeRO stage and ranks after
@@ -19,17 +18,6 @@ CHANGES = [
     ((3, 2), (3, 1)), ((3, 1), (3, 2)),
     ((1, 2), (2, 1)), ((2, 1), (3, 2)), ((3, 2), (1, 1)),
 ]  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def worker():
-    return Worker(fork=True)
-
-
-@pytest.fixture(autouse=True)
-def on_cpu(monkeypatch):
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 def staged(tiny, stage, *overrides):

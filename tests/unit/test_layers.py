@@ -41,7 +41,7 @@ LAYERS = {
         "audit", "checkpoint_files", "claims", "config", "config_checks", "config_data",
         "config_execution", "config_method", "data", "deepspeed_file", "execution",
         "initial_weights", "job_watch", "memory", "model_shape", "run_folder", "run_table_file",
-        "process_end", "runs", "shared_errors", "slurm_job", "stop_request",
+        "processes", "runs", "shared_errors", "slurm_job", "stop_request",
     },
     "text": {
         "documents", "domain_shards", "existing_shards", "overlap", "prepare",
