@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from .processes import stat_fields
+from .records import naming_what_is_written
 
 HEARTBEAT_SECONDS: Final = 10.0
 DEAD_AFTER: Final = 60.0
@@ -201,14 +202,15 @@ def _read(folder: Path, generation: int) -> ClaimRecord:
 
 def _create(folder: Path, record: ClaimRecord) -> bool:
     """Make the file of a generation, whole; False when it exists."""
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = _write_temporary(folder, record)
-    try:
-        os.link(temporary, _path(folder, record.generation))
-    except FileExistsError:
-        return False
-    finally:
-        temporary.unlink()
+    with naming_what_is_written(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary = _write_temporary(folder, record)
+        try:
+            os.link(temporary, _path(folder, record.generation))
+        except FileExistsError:
+            return False
+        finally:
+            temporary.unlink()
     return True
 
 

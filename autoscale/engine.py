@@ -11,7 +11,9 @@ from torch import nn
 from .attention import require_resets
 from .diloco import RankGroups
 from .execution import Execution
+from .memory import fitting_zero_settings
 from .model import build_model, parameter_groups
+from .model_shape import model_size
 from .runs import RunSpec
 
 
@@ -61,6 +63,10 @@ def _settings(
     optimisation = spec.optimisation
     settings = {
         **execution.deepspeed,
+        "zero_optimization": fitting_zero_settings(
+            execution.deepspeed.get("zero_optimization", {}),
+            model_size(spec.model, spec.sequence_length).parameters,
+        ),
         "train_batch_size": spec.sequences_per_batch // num_groups,  # of what DeepSpeed sees
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_clipping": optimisation["grad_clip"],

@@ -141,22 +141,38 @@ def _offloads(zero: Mapping[str, Any], what: str) -> bool:
     return bool((zero.get(what) or {}).get("device", "none") != "none")
 
 
+def fitting_zero_settings(zero: Mapping[str, Any], parameters: int) -> dict[str, Any]:
+    """A file's `zero_optimization` with no bucket for gradients larger than all of them.
+
+    DeepSpeed takes the memory of its buckets whole, 2 GB each by default, however small the model.
+    """
+    if zero.get("stage", 0) == 0:
+        return dict(zero)
+    bucket = min(parameters, int(zero.get("reduce_bucket_size", _DEFAULT_BUCKET)))
+    return {**zero, "reduce_bucket_size": bucket}
+
+
 def _bucket_bytes(zero: Mapping[str, Any], parameters: int, *, ranks: int, word: int) -> float:
-    """Buffers for communication, at most as large as what goes through them.
+    """Buffers for communication.
 
     ZeRO-3 keeps gathered parameters between their uses, up to `stage3_max_live_parameters`.
     """
     stage = zero.get("stage", 0)
-    if stage == 0 or ranks == 1:
+    if stage == 0:
         return 0.0
-    reduced = min(parameters, zero.get("reduce_bucket_size", _DEFAULT_BUCKET))
-    buffers = 2 if stage < 3 and zero.get("overlap_comm") else 1
+    reduced = 0.0
+    if zero.get("contiguous_gradients", True):
+        buffers = 2 if stage < 3 and zero.get("overlap_comm") else 1
+        in_bucket = 4 if stage == 1 else word  # ZeRO-1 sums gradients in float32
+        reduced = (
+            in_bucket * buffers * fitting_zero_settings(zero, parameters)["reduce_bucket_size"]
+        )
     gathered = 0
-    if stage == 3:
+    if stage == 3 and ranks > 1:
         prefetched = zero.get("stage3_prefetch_bucket_size", _DEFAULT_PREFETCH)
         live = zero.get("stage3_max_live_parameters", _DEFAULT_LIVE)
         gathered = min(parameters, prefetched + live)
-    return float(word * (buffers * reduced + gathered))
+    return float(reduced + word * gathered)
 
 
 def activation_bytes(

@@ -91,6 +91,7 @@ def _trace(make: Callable[[], PreTrainedModel]) -> list[set[int]]:
         if id(parameter) not in originals:
             twin = nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
             originals[id(parameter)] = parameter, twin  # the original is kept for its id
+            _empty(parameter)
             numbers[id(twin)] = len(numbers)
         return originals[id(parameter)][1]
 

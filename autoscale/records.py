@@ -4,7 +4,7 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,22 @@ _REMEDIES = {
 }
 
 
+@contextlib.contextmanager
+def naming_what_is_written(path: Path) -> Iterator[None]:
+    """Errors of the system say what could not be written and what helps.
+
+    Raises:
+        OSError: what is done in here raised one.
+    """
+    try:
+        yield
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0, "mend that")
+        raise OSError(
+            error.errno, f"cannot write {path}: {error.strerror}; {remedy} and start again"
+        ) from error
+
+
 def write_text(path: Path, text: str) -> Path:
     """Write through a temporary name and `os.replace`, so that readers never see half a file.
 
@@ -24,20 +40,18 @@ def write_text(path: Path, text: str) -> Path:
         OSError: it cannot be written; what stood at `path` before still does.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        remedy = _REMEDIES.get(error.errno or 0, "mend that")
-        raise OSError(
-            error.errno, f"cannot write {path}: {error.strerror}; {remedy} and start again"
-        ) from error
+    with naming_what_is_written(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
     return path
 
 

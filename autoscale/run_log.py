@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from .records import write_text
+from .records import naming_what_is_written, write_text
 
 
 def _step_of(line: str) -> float:
@@ -29,18 +29,22 @@ class RunLog:
             lines = path.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _step_of(line) <= first_step]
         write_text(path, "".join(line + "\n" for line in kept))
-        self._file = path.open("a", encoding="utf-8")
-        # Steps are tokens, so that runs with other batches stand on one axis.
-        purge = first_step * tokens_per_batch + 1
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
+        self._folder = folder
+        with naming_what_is_written(folder):
+            self._file = path.open("a", encoding="utf-8")
+            # Steps are tokens, so that runs with other batches stand on one axis.
+            purge = first_step * tokens_per_batch + 1
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=purge)
 
     def write(self, kind: str, step: int, tokens: int, scalars: Mapping[str, float]) -> None:
         record = {"kind": kind, "step": step, "tokens": tokens, **scalars}
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
-        for name, value in scalars.items():
-            self._board.add_scalar(name, value, tokens)
+        with naming_what_is_written(self._folder):
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+            for name, value in scalars.items():
+                self._board.add_scalar(name, value, tokens)
 
     def close(self) -> None:
-        self._file.close()
-        self._board.close()
+        with naming_what_is_written(self._folder):
+            self._file.close()
+            self._board.close()

@@ -25,10 +25,11 @@ from datetime import timedelta
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .execution import Execution, Progress, RunHooks
 from .processes import end_with_whoever_started_this, stat_fields
+from .records import naming_what_is_written
 from .runs import RunFailure, RunSpec
 from .stop_request import SIGNALS
 
@@ -236,7 +237,10 @@ def _train_in_child(assignment: Assignment, connection: Connection) -> None:
     """Body of a child: train, and leave `result.json` or `failed.json` on the first rank."""
     _end_with_parent()
     folder = Path(assignment.execution.folder)
-    _log_to(folder / f"log-rank{assignment.rank}.txt")
+    try:
+        _log_to(folder / f"log-rank{assignment.rank}.txt")
+    except OSError as error:
+        _fail(connection, assignment, error)
     # The parent must stay free of the training stack.
     from .trainer import DivergedError, StoppedError, train_run
 
@@ -263,14 +267,7 @@ def _train_in_child(assignment: Assignment, connection: Connection) -> None:
             RunFailure(reason="diverged", message=str(error)).save(folder)
     except Exception as error:
         logging.getLogger(__name__).exception("run %s failed", assignment.spec.run_id)
-        # Only our own refusals are plain ValueErrors; decoding errors are subclasses of it.
-        user_mistake = type(error) is ValueError
-        name = type(error).__name__
-        text = f"run {assignment.spec.label}: {error}" if user_mistake else f"{name}: {error}"
-        follows = "gloo" in text or "DistBackendError" in text
-        connection.send(ChildError(message=text, user_mistake=user_mistake, follows=follows))
-        connection.close()
-        _abort()
+        _fail(connection, assignment, error)
     connection.close()
     _leave_process_group()
 
@@ -282,8 +279,15 @@ def _leave_process_group() -> None:
         dist.destroy_process_group()
 
 
-def _abort() -> None:
-    """End at once: an orderly shutdown would wait for ranks that may be gone."""
+def _fail(connection: Connection, assignment: Assignment, error: Exception) -> NoReturn:
+    """Tell the parent why, and end at once: an orderly end would wait for lost ranks."""
+    # Only our own refusals are plain ValueErrors; decoding errors are subclasses of it.
+    user_mistake = type(error) is ValueError
+    name = type(error).__name__
+    text = f"run {assignment.spec.label}: {error}" if user_mistake else f"{name}: {error}"
+    follows = "gloo" in text or "DistBackendError" in text
+    connection.send(ChildError(message=text, user_mistake=user_mistake, follows=follows))
+    connection.close()
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -306,8 +310,9 @@ def _end_with_parent() -> None:
 
 def _log_to(path: Path) -> None:
     """Send all output of this process to a file of the run; the terminal belongs to rank 0."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    with naming_what_is_written(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)

@@ -3,11 +3,13 @@
 The ranks are forked from a server that has imported the training stack once, as those of a job are.
 """
 
+import ctypes
 import gc
 import hashlib
 import json
 import multiprocessing
 import os
+import tempfile
 from pathlib import Path
 from unittest.mock import patch
 
@@ -55,7 +57,7 @@ def _run(folder: Path, ranks: int, work, task: dict) -> dict:
         context.Process(target=_rank, args=(str(folder), rank, ranks, work, task))
         for rank in range(ranks)
     ]
-    # Memory that is freed goes back at once, so that what is resident is what is held.
+    # The allocator maps, and counts, each tensor of at least this size by itself.
     variables = environment() | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     with patch.dict(os.environ, variables, clear=True):  # of the server, too
         for process in processes:
@@ -121,12 +123,10 @@ def _train(task: dict) -> dict:
     )  # fmt: skip
     known = {name: task.get(name) for name in Execution.__dataclass_fields__}
     execution = Execution(**known | {"micro_batch_size": micro_batch})
-    gc.collect()
-    before = _resident("VmRSS")
+    before = _mapped_now()
     engine = build_engine(spec, execution, micro_batch_size=micro_batch)
     answer = {"weights": _digest(engine), "losses": []}
     generator = torch.Generator().manual_seed(1)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts anew
     for _ in range(task.get("steps", 3)):
         rows = torch.randint(0, task["vocab_size"], (batch, length + 1), generator=generator)
         parts = rows[rank::world_size].split(micro_batch)
@@ -138,7 +138,7 @@ def _train(task: dict) -> dict:
             total += loss.detach() / len(parts)
         dist.all_reduce(total)
         answer["losses"].append(float(total) / world_size)
-    answer["mib"] = _resident("VmHWM") - before
+    answer["mib"] = _mapped_at_most() - before
     answer["trained_weights"] = _digest(engine)
     if "save_to" in task:
         weights = weights_on_first_rank(engine)
@@ -160,9 +160,7 @@ def _build(task: dict) -> dict:
     # What the first use of either way leaves behind is not the model's.
     small = fields | {"n_embd": 32, "n_layer": 1, "n_head": 1, "n_inner": 64, "vocab_size": 8}
     build_model(small, seed=1, activation_checkpointing=False, give_away=give_away)
-    gc.collect()
-    before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts anew
+    before = _mapped_now()
     model = build_model(
         fields,
         seed=1,
@@ -170,17 +168,45 @@ def _build(task: dict) -> dict:
         start_from=task.get("start_from"),
         give_away=give_away,
     )
-    answer = {"mib": _resident("VmHWM") - before, "full_mib": full}
+    answer = {"mib": _mapped_at_most() - before, "full_mib": full}
     if "save_to" in task:
         model.save_pretrained(task["save_to"])
     return answer
 
 
-def _resident(what: str) -> float:
-    """Memory of this process, MiB: now (VmRSS) or at most (VmHWM)."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    [line] = (line for line in lines if line.startswith(f"{what}:"))
-    return int(line.split()[1]) / 1024
+class _MallInfo(ctypes.Structure):
+    """glibc's `struct mallinfo2`."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_size_t)
+        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+        .split()
+    )  # fmt: skip
+
+
+def _mapped_now() -> float:
+    """What the allocator has mapped for tensors, MiB.
+
+    Not what is resident: that also counts what libraries load at their first use, and pages that
+    the system has merged or keeps, which differ between machines by as much as these models take.
+    """
+    gc.collect()
+    mallinfo = ctypes.CDLL(None).mallinfo2
+    mallinfo.restype = _MallInfo
+    return mallinfo().hblkhd / MIB
+
+
+def _mapped_at_most() -> float:
+    """The most that the allocator has had mapped so far, MiB; glibc only prints it."""
+    with tempfile.TemporaryFile() as file:
+        stderr = os.dup(2)
+        os.dup2(file.fileno(), 2)
+        ctypes.CDLL(None).malloc_stats()
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        file.seek(0)
+        [line] = (line for line in file.read().decode().splitlines() if "max mmap bytes" in line)
+    return int(line.split("=")[1]) / MIB
 
 
 def _digest(engine) -> str:

@@ -125,7 +125,7 @@ def test_a_probe_begins_at_the_loss_of_its_initial_weights(tiny, tiny_shards, tm
     "settings, ranks", [("zero0", 1), ("zero1", 2), ("zero2", 2), ("zero3", 2)]
 )
 def test_the_estimate_is_what_engines_take(tmp_path, settings, ranks):
-    """On a CPU, where the device's memory is the host's: within a third, at 38M parameters."""
+    """On a CPU, where the device's memory is the host's: within a quarter, at 38M parameters."""
     shape = {"n_embd": 512, "n_layer": 12, "n_head": 8, "n_inner": 2048}
     task = SMALL | {"overrides": shape, "vocab_size": 1000, "sequence_length": 64}
     found = train(tmp_path, ranks, **task, deepspeed=SETTINGS[settings])
@@ -138,4 +138,4 @@ def test_the_estimate_is_what_engines_take(tmp_path, settings, ranks):
         precision="fp32",
         activation_checkpointing=False,
     )
-    assert estimate.device_bytes / 2**20 == pytest.approx(max(found["mib"]), rel=1 / 3)
+    assert estimate.device_bytes / 2**20 == pytest.approx(max(found["mib"]), rel=1 / 4)
