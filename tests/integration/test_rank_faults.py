@@ -70,8 +70,10 @@ def test_a_hanging_rank_is_found_and_its_stacks_are_kept(fault_file, worker, tin
 
 
 def test_a_stopped_child_is_found_and_ended(worker, tiny, tmp_path):
-    children = two_ranks(worker, *planned(tiny), tmp_path / "run")
-    while children[0].progress is None or not children[0].progress.tokens:  # both made a step
+    experiment, spec = planned(tiny)
+    children = two_ranks(worker, experiment, spec, tmp_path / "run")
+    # Until both have told of a step, a run may take its time to start.
+    while children[0].progress is None or children[0].progress.tokens <= spec.tokens_per_batch:
         assert not children[0].poll(0.01), children[0].error
     child = next(each for each in multiprocessing.active_children() if rank_of(each) == "1")
     os.kill(child.pid, signal.SIGSTOP)
