@@ -10,10 +10,11 @@ export OMP_NUM_THREADS ?= 1
 
 CLUSTER_PACKAGES := slurm-wlm munge pdsh openssh-server openssh-client iproute2
 
-.PHONY: help install demo lint format test test-cluster clean
+.PHONY: help install demo bench-quick lint format test test-cluster clean
 
 help:
 	@echo "make demo     the whole method on text of this installation, 2 ranks, about 5 minutes"
+	@echo "make bench-quick  three mixture methods against uniform weights, on the same text"
 	@echo "make test     linters, types and all tests"
 	@echo "make test-cluster  launchers on real hosts in network namespaces and a real Slurm; root, apt"
 	@echo "make lint     linters and types only"
@@ -34,6 +35,12 @@ $(INSTALLED): setup.py constraints.txt
 demo: $(INSTALLED)
 	$(VENV)/bin/python data_prep/installation_text.py --output .cache/demo/text
 	launch/local.sh launch/experiments/demo.toml 2
+
+# Three mixture methods against uniform weights, on the same text; the runs of `make demo` are reused.
+bench-quick: $(INSTALLED)
+	$(VENV)/bin/python data_prep/installation_text.py --output .cache/demo/text
+	$(VENV)/bin/autoscale prepare launch/experiments/demo.toml
+	launch/local.sh launch/experiments/demo.toml 2 bench
 
 lint: $(INSTALLED)
 	ruff check .

@@ -42,7 +42,10 @@ setup(
             optional=True,
         )
     ],
-    package_data={"autoscale": ["py.typed", "templates/*"], "autoscale.laws": ["README.md"]},
+    package_data={
+        "autoscale": ["py.typed", "templates/*", "downstream_tasks/*"],
+        "autoscale.laws": ["README.md"],
+    },
     install_requires=[
         "datasets>=4",
         "deepspeed~=0.19.8",  # patch releases of another minor version remove features
@@ -67,6 +70,7 @@ setup(
     ],
     extras_require={
         "data-prep": ["datatrove>=0.10", "orjson>=3.10", "scikit-learn>=1.5"],
+        "downstream": ["accelerate>=1.8", "lm_eval>=0.4.13", "pyyaml>=6"],
         "trees": ["lightgbm>=4"],
         "test": [
             "accelerate>=1.8",
@@ -74,6 +78,7 @@ setup(
             "hypothesis>=6.100",
             "lightgbm>=4",
             "lightning>=2.5",
+            "lm_eval>=0.4.13",
             "mypy>=1.15",
             "openmpi>=5",  # mpirun and libmpi
             "orjson>=3.10",

@@ -11,7 +11,7 @@ record of its `metrics.jsonl`.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -78,10 +78,11 @@ class Audit:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Record:
-    """What a run says of itself, so far or at its end."""
+    """What a run says of itself, so far or at its end; `drawn` is its spec as it was drawn."""
 
     run_id: str
     spec: RunSpec
+    drawn: RunSpec
     steps: int
     epochs: Mapping[str, float]
     tokens: Mapping[str, int] | None
@@ -106,7 +107,7 @@ def audit_run(
     spec = record.spec
     manifest = Manifest.load(manifest_path or _manifest_of(folder))
     problems = _identity_problems(record, manifest)
-    stream = RunStream(spec, manifest)
+    stream = RunStream(record.drawn, manifest)
     draws_K = _count_draws(stream, record.steps * spec.sequences_per_batch)
     domains = []
     for name, draws in zip(spec.domains, draws_K, strict=True):
@@ -153,6 +154,7 @@ def _record(folder: Path) -> _Record:
         return _Record(
             run_id=str(read_json(folder / "result.json", "result")["run_id"]),
             spec=result.spec,
+            drawn=result.drawn,
             steps=result.spec.num_steps,
             epochs=result.epochs,
             tokens=result.tokens,
@@ -166,6 +168,11 @@ def _record(folder: Path) -> _Record:
         )
     content = read_json(folder / "spec.json", "spec")
     spec = RunSpec.from_dict(content["spec"])
+    if spec.online.get("method") == "ado":
+        raise ValueError(
+            f"the weights of run {content['run_id']} change while it trains, and its result will "
+            "have them; audit it when it is finished"
+        )
     last = _last_training(folder / "metrics.jsonl")
     if last is None:
         raise ValueError(
@@ -174,6 +181,7 @@ def _record(folder: Path) -> _Record:
     return _Record(
         run_id=str(content["run_id"]),
         spec=spec,
+        drawn=spec,
         steps=int(last["step"]),
         epochs={name: float(last[f"epochs/{name}"]) for name in spec.domains},
         tokens=None,
@@ -215,8 +223,7 @@ def _identity_problems(record: _Record, manifest: Manifest) -> list[str]:
             f"the record's settings make run {spec.identity}, not {record.run_id}: they were "
             "changed after the run"
         )
-    used = tuple(manifest.domain(name) for name in spec.domains)
-    if replace(manifest, domains=used).fingerprint != spec.data:
+    if manifest.of_runs(spec.domains, spec.evaluation["domains"]).fingerprint != spec.data:
         problems.append(
             f"the manifest in {manifest.root} describes other data than the run was trained on"
         )

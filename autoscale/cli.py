@@ -8,25 +8,31 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.console import Console
 
 from . import __version__, stages
 from .audit import audit_run
+from .bench.report import report_bench
+from .bench.table import bench_table
+from .carry_command import CarryOptions, carry_file
 from .config import ExperimentConfig, load_config
+from .downstream import BATCH_SIZE, FEWEST, evaluate_downstream, evaluate_texts, left_out
+from .downstream_tables import task_table, text_table
 from .existing_shards import Adoption, adopt
 from .job_watch import tell_end
-from .law_tables import fit_lines, mixture_lines
+from .law_tables import fit_lines, mixture_lines, transfer_lines
 from .laws.repetition import PUBLISHED_RATE
 from .manifest import Manifest
 from .manifest_table import manifest_table
 from .plan_tables import plan_table
 from .prepare import prepare as prepare_shards
 from .progress import ProgressDisplay
-from .records import read_json
+from .records import read_json, write_json
 from .report import report as write_report
 from .run_table import Metric
 from .shard_names import Naming, parse_domains, parse_validation
@@ -310,6 +316,72 @@ def solve(
 
 
 @app.command()
+def carry(
+    table: Annotated[Path, typer.Option(help="Table of runs (CSV), some mixtures at both sizes.")],
+    to_parameters: Annotated[str, typer.Option(help="Model size to carry losses to: 774M.")],
+    output: Annotated[Path, typer.Option("-o", "--output")] = Path("carried.csv"),
+    from_parameters: Annotated[
+        str | None, typer.Option(help="Model size to carry from; default: the table's other one.")
+    ] = None,
+    form: Annotated[
+        Literal["auto", "factor", "line", "shifted_power"], typer.Option(help="Of the curves.")
+    ] = "auto",
+    perplexity: Annotated[
+        bool, typer.Option("--perplexity", help="The table's losses are perplexities.")
+    ] = False,
+    metric: Annotated[Metric, typer.Option(help="Unit of the table's losses.")] = "nats",
+    draws: Annotated[int, typer.Option(help="Bootstrap draws.", min=2)] = 200,
+    seed: Annotated[int, typer.Option(help="Of the draws.", min=0)] = 0,
+) -> None:
+    """Carry the losses of small models to a larger size, by loss-to-loss curves of paired runs."""
+    options = CarryOptions(
+        to_parameters=parse_token_count(to_parameters),
+        from_parameters=_parsed(parse_token_count, from_parameters),
+        form=form,
+        perplexity=perplexity,
+        metric=metric,
+        draws=draws,
+        seed=seed,
+    )
+    console.print(transfer_lines(*carry_file(table, output, options)))
+    _wrote(output)
+
+
+@app.command()
+def downstream(
+    model_folder: Annotated[Path, typer.Argument(help="As a run exports it: RUN/model.")],
+    tasks: Annotated[Path | None, typer.Option(help="Folder with files of tasks.")] = None,
+    texts: Annotated[
+        Path | None, typer.Option("--ood", help="Folder of texts, one set a file.")
+    ] = None,
+    only: Annotated[str | None, typer.Option(help="Tasks, comma-separated.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(help="Most examples or documents of each.", min=FEWEST)
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Sequences a forward pass.", min=1)] = BATCH_SIZE,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the scores here.")] = None,
+) -> None:
+    """Zero-shot tasks of lm-eval, and losses on texts, of an exported model; nothing is fetched."""
+    if tasks is None and texts is None:
+        raise ValueError("give --tasks with a folder of tasks, --ood with one of texts, or both")
+    if only and tasks is None:
+        raise ValueError("--only names tasks; give --tasks with their folder too")
+    names = only.split(",") if only else []
+    found: dict[str, list[Any]] = {"tasks": [], "texts": []}
+    if tasks is not None:
+        found["tasks"] = evaluate_downstream(
+            model_folder, tasks, only=names, limit=limit, batch_size=batch_size
+        )
+        console.print(task_table(found["tasks"], () if names else left_out(tasks)))
+    if texts is not None:
+        found["texts"] = evaluate_texts(model_folder, texts, limit=limit, batch_size=batch_size)
+        console.print(text_table(found["texts"]))
+    if json_file is not None:
+        rows = {kind: [asdict(score) for score in scores] for kind, scores in found.items()}
+        _wrote(write_json(json_file, "downstream", {"model": str(model_folder), **rows}))
+
+
+@app.command()
 def project(
     experiment: ExperimentFile,
     overrides: Overrides = None,
@@ -405,6 +477,21 @@ def run(experiment: ExperimentFile, overrides: Overrides = None, resume: Resume 
             )
         if job.is_root:
             console.print(summary_table(summarise(config)))
+            _wrote(path)
+
+
+@app.command()
+def bench(experiment: ExperimentFile, overrides: Overrides = None, resume: Resume = True) -> None:
+    """Compare mixture methods with uniform weights at equal probe cost: bench.html, .md, .json."""
+    from .bench.job import bench as train_bench
+
+    with _job() as job:
+        config = _load_in_job(job, experiment, overrides)
+        with _display(job) as display:
+            train_bench(job, config, observer=display.campaign, resume=resume, stop=listen())
+        if job.is_root:
+            path = report_bench(config)
+            console.print(bench_table(read_json(path.with_suffix(".json"), "bench")))
             _wrote(path)
 
 

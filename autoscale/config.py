@@ -15,8 +15,10 @@ from typing import Any, Self, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from .config_bench import BenchConfig
 from .config_checks import (
     check_batch,
+    check_bench,
     check_design,
     check_diloco,
     check_joint_law,
@@ -70,6 +72,7 @@ class ExperimentConfig(Section):
     solve: SolveConfig = SolveConfig()
     project: ProjectConfig = ProjectConfig()
     train: TrainConfig
+    bench: BenchConfig | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -86,6 +89,8 @@ class ExperimentConfig(Section):
         check_design(self.probe, self.probe_design)
         check_path(self.project, self.probe, self.solve, self.train, fit=self.fit)
         check_diloco(self.train, self.trainer, self.data.sequence_length)
+        if self.bench is not None:
+            check_bench(self.bench, self.train, self.trainer)
         return self
 
     @property

@@ -5,6 +5,7 @@ Every check raises ValueError with the key, what was found, and the remedy.
 
 from collections.abc import Sequence
 
+from .config_bench import BenchConfig
 from .config_data import EvaluationConfig, ModelConfig, TrainerConfig
 from .config_method import (
     BudgetConfig,
@@ -216,4 +217,37 @@ def _check_one_path(
         raise ValueError(
             f"solve.min_weight 0 with projection {kind!r}: a domain with no tokens at one budget "
             "has no path to the next; use a positive minimum or 'hold'"
+        )
+
+
+def check_bench(bench: BenchConfig, train: TrainConfig, trainer: TrainerConfig) -> None:
+    """Budgets of the benchmark lie where they are of use."""
+    target = train.budget.tokens
+    if train.stages:
+        raise ValueError(
+            "bench compares runs of one mixture each, and train.stages changes their weights; "
+            "leave the stages out"
+        )
+    if target in bench.uniform_budgets:
+        raise ValueError(
+            f"bench.uniform_budgets lists train.budget {format_token_count(target)}, which is "
+            "trained anyway; give other budgets"
+        )
+    late = [budget for budget in bench.path_budgets if budget >= target]
+    if late or sorted(set(bench.path_budgets)) != list(bench.path_budgets):
+        raise ValueError(
+            "bench.path_budgets must rise and lie below train.budget "
+            f"{format_token_count(target)}; found "
+            f"{', '.join(map(format_token_count, bench.path_budgets))}"
+        )
+    if bench.probe_tokens > target:
+        raise ValueError(
+            f"bench.probe_tokens {format_token_count(bench.probe_tokens)} exceeds train.budget "
+            f"{format_token_count(target)}; probes are to be cheaper than the target"
+        )
+    batch = trainer.global_batch_tokens
+    if bench.probe_tokens < batch:
+        raise ValueError(
+            f"bench.probe_tokens {format_token_count(bench.probe_tokens)} is less than a batch of "
+            f"{format_token_count(batch)}; raise it"
         )

@@ -76,16 +76,26 @@ class Section(BaseModel):
 
 
 class SourceConfig(Section):
-    """The texts of one domain, for `prepare`."""
+    """The texts of one domain, for `prepare`, or of a validation set that no run is trained on."""
 
     name: str = Field(min_length=1, pattern=DOMAIN_NAME)
-    train: tuple[FileLocation, ...] = Field(min_length=1)
-    """Files, globs, folders, by path or URL (`s3://...`), or `hf://dataset[:config][@split]`."""
+    train: tuple[FileLocation, ...] = ()
+    """Files, globs, folders, by path or URL (`s3://...`), or `hf://dataset[:config][@split]`; when
+    empty, all of `validation` is held out, and there is nothing to train on."""
     validation: tuple[FileLocation, ...] = ()
     """Separate validation files; when empty, documents are split off `train`."""
     text_field: str = "text"
     split: str = "train"
-    """Split to read when `train` names a Hugging Face data set."""
+    """Split to read of Hugging Face data sets that are named without one."""
+
+    @model_validator(mode="after")
+    def _has_texts(self) -> Self:
+        if not (self.train or self.validation):
+            raise ValueError(
+                f"domain {self.name!r} has no texts; give 'train', or 'validation' for a set that "
+                "runs are only measured on"
+            )
+        return self
 
 
 class TokenizerConfig(Section):
@@ -123,6 +133,10 @@ class PrepareConfig(Section):
     @model_validator(mode="after")
     def _unique_names(self) -> Self:
         require_unique([source.name for source in self.domains], "prepare.domains")
+        if not any(source.train for source in self.domains):
+            raise ValueError(
+                "prepare.domains: none has 'train' texts; give some to the domains to train on"
+            )
         return self
 
 
@@ -132,7 +146,7 @@ class DataConfig(Section):
     manifest: FilePath | None = None
     """Manifest written by `prepare`; by default the one in `prepare.output`."""
     domains: tuple[str, ...] | None = None
-    """Domains to use, in this order; by default all of the manifest."""
+    """Domains to train on, in this order; by default all of the manifest with training shards."""
     sequence_length: int = Field(default=1024, ge=2)
     max_epochs: float = Field(default=4.0, ge=1.0)
     """Most passes over a domain in any run; 1 forbids repetition."""
@@ -145,10 +159,10 @@ class DataConfig(Section):
 
 
 class ModelConfig(Section):
-    """A causal language model, randomly initialised or started from given weights."""
+    """A language model, causal or masked, randomly initialised or started from given weights."""
 
     name: PathOrName | None = None
-    """A short name (`gpt2-small`, `llama-1b`, ...), a config file or folder, or a hub name; by
+    """A short name (`gpt2-small`, `bert-base`, ...), a config file or folder, or a hub name; by
     default the config in `start_from`."""
     overrides: dict[str, int | float | str | bool] = {}
     """Fields of the transformers config to change."""
@@ -197,12 +211,20 @@ class TrainerConfig(Section):
 class EvaluationConfig(Section):
     """Validation on the same windows for every run."""
 
+    sets: tuple[str, ...] | None = None
+    """Validation sets beside those of the training domains, by their names in the manifest; by
+    default all domains there that have no training shards. Every run is measured on them."""
     sequences_per_domain: int = Field(default=256, ge=1)
     """Windows of each validation set; fewer when it has fewer."""
     points: int = Field(default=10, ge=1)
     """Evaluations over a run, evenly spaced on the log-token axis from a tenth to the end."""
     probe_points: int = Field(default=3, ge=1)
     """The same for probe runs, of which only the last enters the fit."""
+
+    @model_validator(mode="after")
+    def _unique_names(self) -> Self:
+        require_unique(self.sets or (), "evaluation.sets")
+        return self
 
 
 def require_unique(names: Sequence[str], where: str) -> None:

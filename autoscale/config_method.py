@@ -99,7 +99,8 @@ class FitConfig(Section):
     """Unit of the losses: nats a token, or bits per byte (comparable across tokenizers)."""
     objective: Literal["mean_loss", "mean_perplexity", "worst_loss"] = "mean_loss"
     objective_weights: dict[str, Annotated[float, Field(ge=0)]] | None = None
-    """Weights of the validation sets; equal by default. For `worst_loss`, 1 or 0."""
+    """Weights of validation sets, 0 for those left out; by default equal ones of the training
+    domains. For `worst_loss`, 1 or 0."""
     draws: int = Field(default=40, ge=2)
     """Bootstrap draws behind the intervals."""
     folds: int = Field(default=5, ge=2)

@@ -135,7 +135,7 @@ def probe(
         for spec in (planned[index] for index in chosen)
     ]
     stop = stop or StopRequest()
-    _run_tasks(job, experiment, "probe", tasks, observer, resume=resume, wait=wait, stop=stop)
+    run_tasks(job, experiment, "probe", tasks, observer, resume=resume, wait=wait, stop=stop)
 
 
 def train(
@@ -172,7 +172,7 @@ def train(
         for target in experiment.targets(mixtures)
     ]
     stop = stop or StopRequest()
-    _run_tasks(job, experiment, "train", tasks, observer, resume=resume, wait=True, stop=stop)
+    run_tasks(job, experiment, "train", tasks, observer, resume=resume, wait=True, stop=stop)
     job.from_root(lambda: _require_trained([task.spec for task in tasks], experiment))
 
 
@@ -198,13 +198,13 @@ def run(
     stop = stop or StopRequest()
     require_same_program(job, config)
     if config.prepare is not None:
-        _on_root(job, stop, lambda: str(prepare(config)))
+        on_root(job, stop, lambda: str(prepare(config)))
     open_experiment(job, config, ["probe", "train"])
-    _on_root(job, stop, lambda: str(stages.plan(config)))
+    on_root(job, stop, lambda: str(stages.plan(config)))
     probe(job, config, observer=observer, resume=resume, wait=True, stop=stop)
-    _on_root(job, stop, lambda: [str(stages.fit(config)), str(stages.project(config))])
+    on_root(job, stop, lambda: [str(stages.fit(config)), str(stages.project(config))])
     train(job, config, observer=observer, resume=resume, stop=stop)
-    return Path(_on_root(job, stop, lambda: str(report(config))))
+    return Path(on_root(job, stop, lambda: str(report(config))))
 
 
 def share_request(job: Job, stop: StopRequest) -> None:
@@ -237,7 +237,7 @@ class _Board:
         return self._store.get("stop").decode() if self._store.check(["stop"]) else None
 
 
-def _on_root(job: Job, stop: StopRequest, compute: Callable[[], Any]) -> Any:
+def on_root(job: Job, stop: StopRequest, compute: Callable[[], Any]) -> Any:
     """A stage on rank 0, which a request to stop ends; its value for every rank."""
 
     def attempt() -> dict[str, Any]:
@@ -253,7 +253,7 @@ def _on_root(job: Job, stop: StopRequest, compute: Callable[[], Any]) -> Any:
     return answer["value"]
 
 
-def _run_tasks(
+def run_tasks(
     job: Job,
     experiment: Experiment,
     stage: str,
@@ -264,6 +264,11 @@ def _run_tasks(
     wait: bool,
     stop: StopRequest,
 ) -> None:
+    """Do what is left of some runs of an experiment, side by side over the ranks.
+
+    Raises:
+        StopRequested: on every rank, once what was in progress is saved.
+    """
     job.from_root(lambda: _record(experiment, tasks, resume=resume))
     campaign = Campaign(
         job,

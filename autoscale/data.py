@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from .delivery import Delivery
 from .manifest import Manifest
+from .masking import Masking
 from .mixture_stream import MixtureStream, TokenBatch
 from .runs import RunSpec
 from .stage_quotas import Stage
@@ -61,6 +62,8 @@ class Rows(NamedTuple):
     """Shape (B, T + 1)."""
     positions: NDArray[np.int32] | None
     """Of each token in its document where documents are packed, as in `TokenBatch`."""
+    masks: NDArray[np.int64] | None = None
+    """What a masked language model predicts, as `Masking.draw` gives it."""
 
 
 def validation_windows(
@@ -70,8 +73,13 @@ def validation_windows(
     sequence_length: int,
     limit: int,
     packing: Packing = "contiguous",
+    masking: Masking | None = None,
 ) -> dict[str, Rows]:
-    """The fixed validation windows of each domain, evenly spread, at most `limit` of them."""
+    """The fixed validation windows of each domain, evenly spread, at most `limit` of them.
+
+    Args:
+        masking: of a masked language model.
+    """
     chosen = {}
     for name in domains:
         windows = open_windows(
@@ -79,5 +87,6 @@ def validation_windows(
         )
         count = min(limit, len(windows))
         spread = np.arange(count, dtype=np.int64) * len(windows) // count
-        chosen[name] = Rows(*WindowReader(windows).read(spread))
+        masks = None if masking is None else masking.validation(spread)
+        chosen[name] = Rows(*WindowReader(windows).read(spread), masks)
     return chosen

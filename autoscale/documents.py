@@ -30,7 +30,7 @@ class Progress(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DomainSources:
-    """Where the documents of a domain come from: train sources, then validation sources."""
+    """Where the documents of a domain come from: train sources, if any, then validation sources."""
 
     name: str
     text_field: str

@@ -1,4 +1,6 @@
-"""Validation loss: the mean negative log-likelihood a token, on windows that never change.
+"""Validation loss: the mean negative log-likelihood a label, on windows that never change.
+
+Labels are all tokens, and of a masked language model the chosen ones, which never change either.
 
 Every run is measured on the same windows, so that two runs differ by their training alone. The
 mean is over tokens, exact whatever the number of ranks: sums and counts are reduced, never means.
@@ -13,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from .attention import packed_logits
 from .data import Rows
+from .language_model import sum_masked_losses
 from .torch_stream import IGNORED
 
 # B sequences of a micro-batch, T sequence length, V vocabulary
@@ -21,10 +24,17 @@ from .torch_stream import IGNORED
 def sum_losses(
     engine: Any, tokens_BT: torch.Tensor, positions_BT: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Negative log-likelihood of each sequence, nats, summed over its labels, shape (B,).
+    """Negative log-likelihood of each sequence, nats, summed over its labels, shape (B,)."""
+    return token_losses(engine, tokens_BT, positions_BT).sum(dim=1)
+
+
+def token_losses(
+    engine: Any, tokens_BT: torch.Tensor, positions_BT: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Negative log-likelihood of each label, nats, 0 at what is no label, shape (B, T).
 
     Args:
-        engine: the DeepSpeed engine of a causal language model.
+        engine: the DeepSpeed engine of a causal language model, or the model.
         tokens_BT: shape (B, T + 1).
         positions_BT: of each token in its document where documents are packed, -1 at padding, of
             the same shape. The first token of a document is no label then, nor is padding.
@@ -37,13 +47,12 @@ def sum_losses(
             engine,
             inputs_BT,
             positions_BT[:, :-1],
-            implementation=engine.module.config._attn_implementation,
+            implementation=getattr(engine, "module", engine).config._attn_implementation,
         )
         labels_BT = labels_BT.masked_fill(positions_BT[:, 1:].flatten() <= 0, IGNORED)
-    losses_BT = cross_entropy(
+    return cross_entropy(
         logits_BTV.float().flatten(0, 1), labels_BT, reduction="none", ignore_index=IGNORED
     ).view(len(tokens_BT), -1)
-    return losses_BT.sum(dim=1)
 
 
 class Evaluator:
@@ -75,7 +84,8 @@ class Evaluator:
         padding = -len(rows) % (world_size * micro_batch_size)
 
         def own(all_rows: torch.Tensor) -> torch.Tensor:
-            return torch.cat([all_rows, all_rows[:1].expand(padding, -1)])[rank::world_size]
+            repeated = all_rows[:1].expand(padding, *all_rows.shape[1:])
+            return torch.cat([all_rows, repeated])[rank::world_size]
 
         self._rows = own(rows)
         self._sets = torch.cat([sets, torch.full((padding,), len(windows))])[rank::world_size]
@@ -85,6 +95,10 @@ class Evaluator:
         if positions:
             self._positions = own(torch.cat([torch.from_numpy(each) for each in positions]))
             self._counts = (self._positions[:, 1:] > 0).sum(dim=1)
+        masks = [each.masks for each in windows.values() if each.masks is not None]
+        self._masks = own(torch.cat([torch.from_numpy(each) for each in masks])) if masks else None
+        if self._masks is not None:
+            self._counts.fill_(self._masks.shape[2])
 
     @torch.no_grad()
     def losses(self, engine: Any, alive: Callable[[], None]) -> dict[str, float]:
@@ -102,7 +116,11 @@ class Evaluator:
             if self._positions is not None:
                 positions = self._positions[part].to(self._device)
             sets = self._sets[part] % len(sums)
-            sums.index_add_(0, sets, sum_losses(engine, rows, positions).double().cpu())
+            if self._masks is None:
+                losses = sum_losses(engine, rows, positions)
+            else:
+                losses = sum_masked_losses(engine, rows, self._masks[part].to(self._device))
+            sums.index_add_(0, sets, losses.double().cpu())
             counts.index_add_(0, sets, self._counts[part].double())
             alive()
         engine.train()

@@ -24,6 +24,7 @@ class Execution:
         peak_tflops: of one device, for MFU; None to look it up or measure it.
         start_from: folder of the weights to start from; None for random ones.
         export: folder for the final model with its tokenizer; None for no export.
+        reference_model: folder of the model that a DoReMi proxy is compared with; None for none.
     """
 
     manifest: str
@@ -40,6 +41,7 @@ class Execution:
     peak_tflops: float | None
     start_from: str | None
     export: str | None
+    reference_model: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -94,8 +94,8 @@ def adopt(adoption: Adoption, *, progress: Progress | None = None) -> Path:
         The path of the manifest.
 
     Raises:
-        ValueError: the folder holds no tokens, a file is no shard, a domain has nothing to train
-            on or to validate with, or the tokenizer is not known.
+        ValueError: the folder holds no tokens, a file is no shard, there is nothing to train on, a
+            domain has nothing to validate with, or the tokenizer is not known.
     """
     try:
         return _adopt(adoption, progress or (lambda stage, done, total, /: None))
@@ -261,11 +261,6 @@ def _shard(path: str, file: TokenFile, vocab_size: int) -> Shard:
 
 
 def _domain(name: str, splits: Mapping[Split, Sequence[Shard]]) -> DomainShards:
-    if not splits["train"]:
-        raise ValueError(
-            f"domain {name!r} has validation shards only; add training shards to its folder, or "
-            "say what is held out by --validation glob"
-        )
     return DomainShards(
         name=name, train=tuple(splits["train"]), validation=tuple(splits["validation"])
     )

@@ -60,11 +60,12 @@ def foresee_decision(experiment: Experiment, fit_path: Path) -> dict[str, Any] |
         return None
     probes = _probes_of_largest_budget(experiment)
     num_planned = len(_own_mixtures(experiment, probes)) - 1
-    designs = _affordable(_designs(experiment, probes), num_planned, len(experiment.domains))
+    size = len(experiment.domains), len(experiment.sets)
+    designs = _affordable(_designs(experiment, probes), num_planned, *size)
     basis = _basis(experiment, probes, fit_path)
     rows = []
     if designs:
-        num_truths = num_affordable_truths(map(len, designs.values()), len(experiment.domains))
+        num_truths = num_affordable_truths(map(len, designs.values()), *size)
         truths = basis.truths[:num_truths]
         outlooks = foresee(truths, list(designs.values()), _simulation(experiment, basis))
         rows = [
@@ -141,11 +142,11 @@ def _drawn_mixtures(experiment: Experiment, reference: PlannedProbe, num: int) -
 
 
 def _affordable(
-    designs: Mapping[int, Array], num_planned: int, num_domains: int
+    designs: Mapping[int, Array], num_planned: int, num_domains: int, num_sets: int
 ) -> dict[int, Array]:
     """Those that can carry a law; the planned one alone if all would take long, or none."""
     kept = {num: design for num, design in designs.items() if len(design) >= num_domains}
-    while kept and not num_affordable_truths(map(len, kept.values()), num_domains):
+    while kept and not num_affordable_truths(map(len, kept.values()), num_domains, num_sets):
         others = [num for num in kept if num != num_planned]
         del kept[max(others, default=num_planned)]
     return kept
@@ -201,32 +202,33 @@ def _basis(experiment: Experiment, probes: Sequence[PlannedProbe], fit_path: Pat
 
 
 def _earlier_estimate(experiment: Experiment, fit_path: Path) -> Estimate | None:
-    """That of an earlier fit of the same domains in the same metric, if it has draws."""
+    """That of an earlier fit of the same domains and sets in the same metric, if it has draws."""
     if not fit_path.is_file():
         return None
     fitted = read_json(fit_path, "fit")
     if fitted["law"] == "autoscale" or fitted["domains"] != list(experiment.domains):
         return None
     estimate = Estimate.from_dict(fitted["estimate"])
-    if isinstance(estimate.law, TreeLaw) or estimate.law.metric != experiment.config.fit.metric:
+    law = estimate.law
+    if isinstance(law, TreeLaw) or law.metric != experiment.config.fit.metric:
         return None
-    return estimate
+    return estimate if law.sets == experiment.sets else None
 
 
 def _prior_basis(experiment: Experiment, probes: Sequence[PlannedProbe]) -> Basis:
-    domains = experiment.domains
+    sets = experiment.sets
     results = [
         experiment.store.result(planned.spec).final_losses
         for planned in probes
         if planned.probe.is_reference and experiment.store.status(planned.spec) == "finished"
     ]
-    losses_PJ = np.array([[losses[name] for name in domains] for losses in results])
+    losses_PJ = np.array([[losses[name] for name in sets] for losses in results])
     if results:
         level_J = losses_PJ.mean(axis=0)
         said = "laws drawn from the priors at the losses of the reference run"
     else:
         level = ASSUMED_LOSS * math.log(experiment.manifest.tokenizer.vocab_size)
-        level_J = np.full(len(domains), level)
+        level_J = np.full(len(sets), level)
         said = f"laws drawn from the priors at a loss of {level:.2f} nats, half that of guessing"
     noise, noise_said = ASSUMED_NOISE, "assumed"
     if len(results) > 1:
@@ -234,7 +236,7 @@ def _prior_basis(experiment: Experiment, probes: Sequence[PlannedProbe]) -> Basi
         noise_said = f"between {len(results)} seeds of the reference run"
     seed = experiment.config.seed
     return Basis(
-        truths=prior_truths(experiment.reference, level_J, num=MOST_TRUTHS, seed=seed),
+        truths=prior_truths(experiment.reference, level_J, num=MOST_TRUTHS, seed=seed, sets=sets),
         said=said,
         objective=experiment.objective,
         metric="nats",

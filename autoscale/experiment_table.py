@@ -77,11 +77,12 @@ def probe_table(experiment: Experiment, finished: Sequence[FinishedProbe]) -> Pr
 def _table(experiment: Experiment, rows: Sequence[_Row], *, with_seeds: bool = True) -> RunTable:
     domains = experiment.domains
     tokens_PK = np.array([[row.result.tokens[name] for name in domains] for row in rows], float)
-    losses_PJ = np.array([[row.evaluation.losses[name] for name in domains] for row in rows])
+    sets = experiment.sets
+    losses_PJ = np.array([[row.evaluation.losses[name] for name in sets] for row in rows])
     return RunTable(
         runs=tuple(row.name for row in rows),
         domains=domains,
-        sets=domains,
+        sets=sets,
         weights=tokens_PK / tokens_PK.sum(axis=1, keepdims=True),
         tokens=np.array([float(row.evaluation.tokens) for row in rows]),
         parameters=np.array([float(row.planned.parameters) for row in rows]),
@@ -94,9 +95,9 @@ def _table(experiment: Experiment, rows: Sequence[_Row], *, with_seeds: bool = T
 def _unit(experiment: Experiment) -> Array:
     """Nats a token that make one of the metric's units, by validation set, shape (num_sets,)."""
     if experiment.config.fit.metric == "nats":
-        return np.ones(len(experiment.domains))
+        return np.ones(len(experiment.sets))
     return np.array(
-        [math.log(2) * experiment.manifest.bytes_per_token(name) for name in experiment.domains]
+        [math.log(2) * experiment.manifest.bytes_per_token(name) for name in experiment.sets]
     )
 
 

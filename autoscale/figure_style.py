@@ -1,7 +1,8 @@
 """How the figures of the report look: colours, markers, and the form of inline SVG.
 
 `to_svg` makes text for a page: ink and colours become CSS variables, so that one drawing is legible
-on light and on dark paper. A domain, and a mixture, has one colour and one marker in all figures.
+on light and on dark paper. A domain, with its validation set, and a mixture has one colour and one
+marker in all figures; so has a validation set without a domain.
 """
 
 import io
@@ -76,12 +77,12 @@ def to_svg(figure: Figure, name: str, description: str) -> str:
 
 
 def domain_colour(summary: Summary, name: str) -> str:
-    return DOMAIN_COLOURS[summary["domains"].index(name) % len(DOMAIN_COLOURS)][0]
+    return DOMAIN_COLOURS[summary["sets"].index(name) % len(DOMAIN_COLOURS)][0]
 
 
 def domain_variable(summary: Summary, name: str) -> str:
     """The CSS variable with the domain's colour."""
-    return f"--domain{summary['domains'].index(name) % len(DOMAIN_COLOURS)}"
+    return f"--domain{summary['sets'].index(name) % len(DOMAIN_COLOURS)}"
 
 
 def mixture_variable(summary: Summary, name: str) -> str:
@@ -95,7 +96,7 @@ def mixture_index(summary: Summary, name: str) -> int:
 
 
 def domain_marker(summary: Summary, name: str) -> str:
-    return MARKERS[summary["domains"].index(name) % len(MARKERS)]
+    return MARKERS[summary["sets"].index(name) % len(MARKERS)]
 
 
 def mixture_colour(index: int) -> str:

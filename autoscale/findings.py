@@ -102,10 +102,18 @@ def _about_targets(summary: Summary) -> Iterator[str]:
             "difference is told from chance."
         )
     objective = summary["experiment"]["objective"]
-    equal = len({round(weight, 12) for weight in objective["weights"].values()}) == 1
-    if objective["kind"] != "mean_loss" or not equal:
+    domains = summary["domains"]
+    plain = {name: float(name in domains) / len(domains) for name in summary["sets"]}
+    off = max(abs(objective["weights"][name] - weight) for name, weight in plain.items())
+    if objective["kind"] != "mean_loss" or off > 1e-9:
         what = _OBJECTIVES[objective["kind"]]
-        yield f"The mixture was chosen for {what}; runs are compared by their plain mean loss."
+        counted = listed([name for name, weight in objective["weights"].items() if weight])
+        where = "" if summary["sets"] == domains else f" on {counted}"
+        over = "" if not where else " over the training domains"
+        yield (
+            f"The mixture was chosen for {what}{where}; runs are compared by their plain mean loss"
+            f"{over}."
+        )
     decision = summary["decision"]
     for row in decision["gains"] if decision else ():
         if row["agrees"] is False:

@@ -88,19 +88,26 @@ class Outlook:
 
 
 def prior_truths(
-    reference: Mixture, losses: ArrayLike, *, num: int, seed: int
+    reference: Mixture,
+    losses: ArrayLike,
+    *,
+    num: int,
+    seed: int,
+    sets: tuple[str, ...] | None = None,
 ) -> tuple[LossSurface, ...]:
-    """Laws drawn from the priors, with a validation set for every domain.
+    """Laws drawn from the priors.
 
     Args:
         reference: mixture at which the losses are known, or assumed.
-        losses: under it, shape (num_domains,).
+        losses: under it, shape (num_sets,).
         num: how many laws.
         seed: a law depends on it and on its place alone.
+        sets: names of the validation sets; by default one of every domain.
     """
     losses_J = np.asarray(losses, dtype=np.float64)
     domains = reference.domains
-    frame, own_J = Frame(TERMS[TRUTH], Form()), own_domains(domains, domains)
+    sets = sets or domains
+    frame, own_J = Frame(TERMS[TRUTH], Form()), own_domains(domains, sets)
     prior = frame.prior(losses_J, own_J, len(domains))
     truths = []
     for index in range(num):
@@ -113,17 +120,17 @@ def prior_truths(
         term_J1, _ = frame.term.evaluate(theta_JQ[:, frame.num_own :], at_reference, own_J)
         reducible_J = losses_J - np.exp(irreducible_J)
         theta_JQ[:, frame.position["log_amplitude"]] = np.log(reducible_J) - term_J1[:, 0]
-        truths.append(_surface(TRUTH, domains, domains, theta_JQ))
+        truths.append(_surface(TRUTH, domains, sets, theta_JQ))
     return tuple(truths)
 
 
-def num_affordable_truths(num_runs: Iterable[int], num_domains: int) -> int:
+def num_affordable_truths(num_runs: Iterable[int], num_domains: int, num_sets: int) -> int:
     """How many truths designs of these sizes can be simulated with in a few seconds.
 
     Between 6 and 24; 0 where even 6 would take more than a quarter of a minute.
     """
     num_parameters = num_domains + 4
-    products = [runs * num_domains * num_parameters**2 for runs in num_runs]
+    products = [runs * num_sets * num_parameters**2 for runs in num_runs]
     seconds = sum(SECONDS_A_SOLUTION + SECONDS_A_PRODUCT * each for each in products)
     if FEWEST_TRUTHS * seconds > PATIENCE:
         return 0

@@ -91,6 +91,8 @@ def require_fitting(
     own = _vocabulary(Path(folder))
     if own is None:
         return
+    if model.get("mask_token_id") == vocab_size:  # which an exported model's tokenizer was given
+        own = {token: index for token, index in own.items() if index != vocab_size}
     remedy = "prepare the data with the model's own tokenizer (prepare.tokenizer.path)"
     found_size = max(own.values()) + 1
     if found_size != vocab_size:

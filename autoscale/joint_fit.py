@@ -53,6 +53,7 @@ def fit_joint(experiment: Experiment, finished: Sequence[FinishedProbe]) -> dict
         "objective": experiment.objective.to_dict(),
         "metric": config.fit.metric,
         "domains": list(experiment.domains),
+        "sets": list(experiment.sets),
         "available_tokens": dict(zip(experiment.domains, experiment.available_tokens, strict=True)),
         "reference": experiment.reference.to_dict(),
         "estimate": found.to_dict(),
@@ -113,7 +114,7 @@ def fit_objective(experiment: Experiment) -> Objective:
     """The objective of losses in `fit.metric`: a table in bits per byte is not converted again."""
     if experiment.config.fit.metric == "nats":
         return experiment.objective
-    return Objective.create("mean_loss", experiment.domains, experiment.objective.weights)
+    return Objective.create("mean_loss", experiment.sets, experiment.objective.weights)
 
 
 def _estimate(

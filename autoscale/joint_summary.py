@@ -176,7 +176,7 @@ def _in_metric(points: Sequence[Mapping[str, Any]], experiment: Experiment) -> l
     if experiment.config.fit.metric == "nats":
         return [dict(point) for point in points]
     unit = {
-        name: math.log(2) * experiment.manifest.bytes_per_token(name) for name in experiment.domains
+        name: math.log(2) * experiment.manifest.bytes_per_token(name) for name in experiment.sets
     }
     return [
         {**point, "losses": {name: loss / unit[name] for name, loss in point["losses"].items()}}

@@ -1,4 +1,4 @@
-"""Tables on the terminal for `fit --table` and `solve`: how a law was chosen, and its mixture."""
+"""Tables on the terminal for `fit --table`, `solve`, `carry`: choice of a law, mixture, curves."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,6 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from .size_transfer import Carried, SizeTransfer
 from .token_count import round_token_count
 
 MOST_COLUMNS = 7  # of weights beside a front; more are in the file alone
@@ -61,6 +62,30 @@ def mixture_lines(mixture: Mapping[str, Any]) -> RenderableType:
     if mixture.get("pareto"):
         parts += [Text("Front between the two objectives"), _front(mixture["pareto"])]
     return Group(*parts, *_doubts(mixture.get("warnings") or []))
+
+
+def transfer_lines(transfer: SizeTransfer, carried: Carried) -> RenderableType:
+    """The curves from one size to another, their held-out errors, and what was carried."""
+    sizes = [round_token_count(n) for n in (transfer.from_parameters, transfer.to_parameters)]
+    pairs = transfer.pairs
+    table = _table("set", "gain", "from floor", "exponent", "to floor", "held-out error", "noise")
+    rows = zip(*transfer.curves, transfer.held_out_error, transfer.noise, strict=True)
+    for name, numbers in zip(transfer.sets, rows, strict=True):
+        table.add_row(name, *(f"{number:.4f}" for number in numbers))
+    num_carried = int((~carried.measured).sum())
+    parts: list[RenderableType] = [
+        Text(f"Losses of {sizes[0]} parameters carried to {sizes[1]}"),
+        table,
+        Text(
+            f"Form {transfer.form}: {transfer.reason}. {pairs.num_pairs} paired runs of "
+            f"{pairs.num_mixtures} mixtures."
+        ),
+        Text(f"{num_carried} runs carried, {int(carried.measured.sum())} measured at that size."),
+    ]
+    if outside := int(carried.outside.any(axis=1).sum()):
+        doubt = f"{outside} of the runs carried have losses beyond those of the paired runs."
+        parts += _doubts([doubt])
+    return Group(*parts)
 
 
 def _front(points: Sequence[Mapping[str, Any]]) -> Table:

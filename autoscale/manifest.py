@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, field, replace
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
@@ -84,6 +84,8 @@ class Manifest:
                     "twice, or be trained on and validated with"
                 )
             paths.add(normal)
+        if not self.training_domains:
+            raise ValueError("no domain has training shards; give at least one text to train on")
         largest = np.iinfo(self.dtype).max
         if self.tokenizer.path is not None and self.tokenizer.vocab_size - 1 > largest:
             raise ValueError(
@@ -123,6 +125,15 @@ class Manifest:
         content = asdict(self)
         del content["root"]
         return write_json(path, "manifest", content)
+
+    def of_runs(self, domains: Sequence[str], sets: Sequence[str]) -> Self:
+        """What runs use: the domains that they train on, and of other sets the validation alone.
+
+        Raises:
+            ValueError: there is no such domain.
+        """
+        others = [replace(self.domain(name), train=()) for name in sets if name not in domains]
+        return replace(self, domains=(*map(self.domain, domains), *others))
 
     @property
     def fingerprint(self) -> str:
@@ -164,6 +175,11 @@ class Manifest:
     @property
     def domain_names(self) -> tuple[str, ...]:
         return tuple(domain.name for domain in self.domains)
+
+    @property
+    def training_domains(self) -> tuple[str, ...]:
+        """Names of the domains that can be trained on; the others are validation sets alone."""
+        return tuple(domain.name for domain in self.domains if domain.train)
 
     def domain(self, name: str) -> DomainShards:
         """The shards of one domain.

@@ -64,17 +64,18 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=RECORD)
 class DomainShards:
-    """The shards of a domain, in the order in which their windows are numbered."""
+    """The shards of a domain, in the order in which their windows are numbered.
+
+    One without training shards is a validation set that no run is trained on.
+    """
 
     name: Annotated[str, Field(min_length=1)]
     train: tuple[Shard, ...]
     validation: tuple[Shard, ...]
 
     def __post_init__(self) -> None:
-        if not self.train:
-            raise ValueError(
-                f"domain {self.name!r} has no training shards; give it text, or leave it out"
-            )
+        if not (self.train or self.validation):
+            raise ValueError(f"domain {self.name!r} has no shards; give it text, or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, config=RECORD)

@@ -8,7 +8,7 @@ from .token_count import round_token_count
 
 
 def manifest_table(manifest: Manifest) -> Table:
-    """Shards, documents and tokens of every domain."""
+    """Shards, documents and tokens of every domain; "none" where nothing is trained on."""
     table = new_table()
     table.add_column("domain")
     for column in ("shards", "documents", "train tokens", "validation tokens"):
@@ -20,7 +20,7 @@ def manifest_table(manifest: Manifest) -> Table:
             domain.name,
             f"{len(domain.train)} + {len(domain.validation)}",
             f"{sum(documents):,}" if len(documents) == len(every) else "not known",
-            _tokens(domain.train),
+            _tokens(domain.train) if domain.train else "none",
             _tokens(domain.validation),
         )
     return table

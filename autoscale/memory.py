@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .model_shape import model_dimensions, model_size
+from .masking import num_chosen
+from .model_shape import is_masked, model_dimensions, model_size
 
 # P parameters, N ranks, L parameters of the largest module
 
@@ -74,7 +75,6 @@ def estimate_memory(
     parameters = model_size(model, sequence_length).parameters
     largest = model_dimensions(model).largest_module
     states = _states(zero, parameters, largest, ranks=ranks, word=word)
-    tokens = micro_batch_size * sequence_length
     working = {
         "activations": activation_bytes(
             model,
@@ -83,8 +83,7 @@ def estimate_memory(
             word=word,
             recomputed=activation_checkpointing,
         ),
-        # As the model gives them, in float32, their log-softmax, and its gradient.
-        "logits": tokens * model["vocab_size"] * (word % 4 + 12),
+        "logits": micro_batch_size * _logit_bytes(model, sequence_length, word),
         "buckets": _bucket_bytes(zero, parameters, ranks=ranks, word=word),
     }
     host = {name: _HOST_ALLOWANCE * size for name, size in states.host.items()}
@@ -94,6 +93,19 @@ def estimate_memory(
         device=_nonzero({**states.device, **working}),
         host=_nonzero(host),
     )
+
+
+def _logit_bytes(model: Mapping[str, Any], sequence_length: int, word: int) -> float:
+    """Logits of a sequence: as the model gives them, in float32, log-softmax, and gradient.
+
+    Of a masked language model all logits and their gradient are there as the model gives them, and
+    those of the chosen tokens again for the loss.
+    """
+    each = word % 4 + 12
+    if not is_masked(model):
+        return float(sequence_length * model["vocab_size"] * each)
+    values = 2 * word * sequence_length + (each + word % 4) * num_chosen(sequence_length)
+    return float(values * model["vocab_size"])
 
 
 def _nonzero(terms: Mapping[str, float]) -> dict[str, float]:

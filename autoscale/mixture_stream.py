@@ -80,7 +80,7 @@ class MixtureStream:
         num_samples: length of the stream with `weights`, a multiple of the batch size; None means
             without an end.
         stages: weights that change at known positions, instead of `weights`.
-        domains: names to draw from, in the order of every quota; all of the manifest by default.
+        domains: names to draw from, in the order of every quota; all with such shards by default.
         seed: of the order of windows.
         rank, world_size: of this process among those that share the batches. Where the ranks do
             not divide the batch, slices differ by one row.
@@ -123,7 +123,8 @@ class MixtureStream:
         if not isinstance(manifest, Manifest):
             manifest = Manifest.load(manifest)
         self.manifest = manifest
-        self.domains = manifest.domain_names if domains is None else tuple(domains)
+        every = manifest.training_domains if split == "train" else manifest.domain_names
+        self.domains = every if domains is None else tuple(domains)
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         shares = dict(shares or {})
         self._check_settings(shares)

@@ -1,4 +1,4 @@
-"""Build the causal language model of a run: random weights from a seed, or given ones."""
+"""Build the language model of a run, causal or masked: random weights from a seed, or given."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,9 +7,15 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    PreTrainedModel,
+)
 
 from .initial_weights import tensor_files
+from .model_shape import is_masked
 from .partitioned import GiveAway, build_empty, build_in_pieces
 
 
@@ -37,10 +43,10 @@ def build_model(
     config = CONFIG_MAPPING[model_type](**{k: v for k, v in fields.items() if k != "model_type"})
     config.use_cache = False
 
+    kind = AutoModelForMaskedLM if is_masked(fields) else AutoModelForCausalLM
+
     def make() -> PreTrainedModel:
-        return AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, trust_remote_code=False
-        )
+        return kind.from_config(config, dtype=torch.float32, trust_remote_code=False)
 
     torch.manual_seed(seed)
     if start_from is not None:

@@ -3,21 +3,30 @@
 A model is described by the fields of its transformers config, as plain JSON, so that planning and
 run identities need no torch; `model.py` builds it. Counts follow Kaplan et al. 2020 and PaLM
 (Chowdhery et al. 2022, appendix B): training costs 6 FLOPs a matrix parameter and token, plus
-12 * layers * width * sequence_length for attention.
+12 * layers * width * sequence_length for attention. A masked language model costs as much: its
+head runs on all tokens of a row.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-# layers, width, heads
+# layers, width, heads; a number in a name counts the weights outside of the embeddings
 _GPT2_SHAPES = {
     "gpt2-nano": (2, 64, 2), "gpt2-micro": (2, 96, 3), "gpt2-mini": (4, 128, 4),
-    "gpt2-tiny": (6, 256, 8), "gpt2-small": (12, 768, 12), "gpt2": (12, 768, 12),
-    "gpt2-medium": (24, 1024, 16), "gpt2-large": (36, 1280, 20), "gpt2-xl": (48, 1600, 25),
+    "gpt2-1m": (5, 128, 4), "gpt2-3m": (7, 192, 6), "gpt2-tiny": (6, 256, 8),
+    "gpt2-10m": (8, 320, 10), "gpt2-25m": (8, 512, 8), "gpt2-50m": (12, 576, 9),
+    "gpt2-small": (12, 768, 12), "gpt2": (12, 768, 12), "gpt2-medium": (24, 1024, 16),
+    "gpt2-large": (36, 1280, 20), "gpt2-xl": (48, 1600, 25),
+}  # fmt: skip
+# From tiny on as published: Turc et al. 2019 (arXiv 1908.08962), Devlin et al. 2018.
+_BERT_SHAPES = {
+    "bert-nano": (2, 64, 2), "bert-tiny": (2, 128, 2), "bert-mini": (4, 256, 4),
+    "bert-small": (4, 512, 8), "bert-medium": (8, 512, 8), "bert-base": (12, 768, 12),
+    "bert-large": (24, 1024, 16),
 }  # fmt: skip
 # layers, width, heads, key-value heads, inner width
 _LLAMA_SHAPES = {
@@ -26,7 +35,10 @@ _LLAMA_SHAPES = {
     "llama-130m": (12, 768, 12, 12, 2048), "llama-350m": (24, 1024, 16, 16, 2736),
     "llama-1b": (16, 2048, 32, 8, 8192), "llama-7b": (32, 4096, 32, 32, 11008),
 }  # fmt: skip
-SHORT_NAMES = (*_GPT2_SHAPES, *_LLAMA_SHAPES)
+SHORT_NAMES = (*_GPT2_SHAPES, *_LLAMA_SHAPES, *_BERT_SHAPES)
+_MASKED_TYPES = ("bert", "modernbert")
+# Encoders that would be built as causal models and see the tokens that they are to predict.
+_OTHER_ENCODERS = ("camembert", "electra", "roberta", "roberta-prelayernorm", "xlm-roberta")
 _POSITION_KEYS = ("n_positions", "max_position_embeddings")
 
 
@@ -48,6 +60,21 @@ def _llama(layers: int, width: int, heads: int, kv_heads: int, inner: int) -> di
     }  # fmt: skip
 
 
+def _bert(layers: int, width: int, heads: int) -> dict[str, Any]:
+    return {
+        "model_type": "bert", "num_hidden_layers": layers, "hidden_size": width,
+        "num_attention_heads": heads, "intermediate_size": 4 * width, "hidden_act": "gelu",
+        "type_vocab_size": 2, "initializer_range": 0.02, "layer_norm_eps": 1e-12,
+        "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+        "tie_word_embeddings": True,
+    }  # fmt: skip
+
+
+def is_masked(fields: Mapping[str, Any]) -> bool:
+    """Whether a model predicts masked tokens from both sides, not the next token."""
+    return fields["model_type"] in _MASKED_TYPES
+
+
 def resolve_model(
     name: str,
     overrides: Mapping[str, Any],
@@ -55,16 +82,28 @@ def resolve_model(
     vocab_size: int,
     end_of_text_id: int,
     sequence_length: int,
+    mask_token_id: int | None = None,
 ) -> dict[str, Any]:
     """The full transformers config of a model for this tokenizer and sequence length.
 
     Dropout is set to 0, whatever the config says. Short names take the tokenizer's vocabulary and
-    the sequence length as they are; a config from elsewhere must be large enough for both.
+    the sequence length as they are; a config from elsewhere must be large enough for both. A masked
+    language model has one token more where the tokenizer has no mask token.
+
+    Args:
+        mask_token_id: of the tokenizer; None where it has no mask token.
 
     Raises:
         ValueError: unknown name or override, too small a vocabulary or context.
     """
     fields = _base_fields(name)
+    if fields["model_type"] in _OTHER_ENCODERS:
+        raise ValueError(
+            f"model {name!r} is of model_type {fields['model_type']!r}; of models that predict "
+            f"masked tokens {' and '.join(_MASKED_TYPES)} are supported"
+        )
+    if fields["model_type"] == "bert":  # a config file may leave out what is not 0 by default
+        fields |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     # Masks would depend on the rank and on where a run was resumed, and add noise to every probe.
     fields |= {key: 0.0 for key, value in fields.items() if _is_dropout(key, value)}
     for key, value in overrides.items():
@@ -76,6 +115,11 @@ def resolve_model(
         if _is_dropout(key, value):
             raise ValueError(f"model.overrides.{key}: dropout is not supported; leave it at 0")
         fields[key] = value
+    if is_masked(fields):
+        has_none = mask_token_id is None
+        fields["mask_token_id"] = vocab_size if has_none else mask_token_id
+        fields["pad_token_id"] = None  # rows are full, and the id may be that of a word here
+        vocab_size += has_none
     _fit_vocabulary(fields, name, vocab_size)
     position_key = next((key for key in _POSITION_KEYS if key in fields), None)
     if position_key is None:
@@ -89,6 +133,34 @@ def resolve_model(
     return fields
 
 
+def check_masked(models: Sequence[Mapping[str, Any]], *, packing: str, metric: str) -> None:
+    """Refuse what masked language models of an experiment cannot do.
+
+    Args:
+        models: configs of the target and of all probes.
+        packing: of documents.
+        metric: of the losses that a law is fitted to.
+    """
+    kinds = {is_masked(fields) for fields in models}
+    if kinds == {False}:
+        return
+    if len(kinds) == 2:
+        raise ValueError(
+            "model and probe.budgets name causal and masked language models, whose losses do not "
+            "compare; use one kind"
+        )
+    if packing != "contiguous":
+        raise ValueError(
+            f"data.packing {packing!r} with a masked language model: attention from both sides is "
+            "not kept inside documents; use 'contiguous'"
+        )
+    if metric != "nats":
+        raise ValueError(
+            f"fit.metric {metric!r} with a masked language model: it predicts some of the tokens "
+            "of a text, which say nothing of its bytes; use 'nats'"
+        )
+
+
 def _is_dropout(key: str, value: Any) -> bool:
     is_rate = isinstance(value, int | float) and not isinstance(value, bool)
     return ("dropout" in key or key.endswith(("_pdrop", "_dropout_prob"))) and is_rate and value > 0
@@ -99,6 +171,8 @@ def _base_fields(name: str) -> dict[str, Any]:
         return _gpt2(*_GPT2_SHAPES[name])
     if name in _LLAMA_SHAPES:
         return _llama(*_LLAMA_SHAPES[name])
+    if name in _BERT_SHAPES:
+        return _bert(*_BERT_SHAPES[name])
     path = Path(name)
     if path.is_dir():
         path = path / "config.json"
@@ -141,7 +215,8 @@ def _fit_vocabulary(fields: dict[str, Any], name: str, vocab_size: int) -> None:
     if fields.setdefault("vocab_size", vocab_size) < vocab_size:
         raise ValueError(
             f"model {name!r} has a vocabulary of {fields['vocab_size']} but the data's tokenizer "
-            f"has {vocab_size} tokens; override vocab_size or prepare with a smaller tokenizer"
+            f"has {vocab_size} tokens{' with the mask token' if is_masked(fields) else ''}; "
+            "override vocab_size or prepare with a smaller tokenizer"
         )
 
 
@@ -182,7 +257,7 @@ class ModelDimensions:
 
 
 def model_dimensions(fields: Mapping[str, Any]) -> ModelDimensions:
-    """The dimensions of a model from its config: exact for gpt2 and llama, close for others."""
+    """The dimensions of a model from its config: exact for the short names, close for others."""
     gpt2 = fields["model_type"] == "gpt2"
     width = _field(fields, "width")
     inner = 4 * width if gpt2 and not fields.get("n_inner") else _field(fields, "inner width")
@@ -191,7 +266,7 @@ def model_dimensions(fields: Mapping[str, Any]) -> ModelDimensions:
         width=width,
         heads=_field(fields, "heads"),
         inner_width=inner,
-        gated=not gpt2,
+        gated=fields["model_type"] not in ("gpt2", "bert"),
         largest_module=width * max(fields["vocab_size"], inner),
     )
 
@@ -232,7 +307,8 @@ class ModelSize:
 
 
 def model_size(fields: Mapping[str, Any], sequence_length: int) -> ModelSize:
-    """Count a model from its config: exact for gpt2 and llama, close for their relatives."""
+    """Count a model from its config: exact for the short names, close for their relatives."""
+    head_matrix = 0  # between the last block and the output embeddings
     if fields["model_type"] == "gpt2":
         layers, width = fields["n_layer"], fields["n_embd"]
         inner = fields.get("n_inner") or 4 * width
@@ -240,6 +316,15 @@ def model_size(fields: Mapping[str, Any], sequence_length: int) -> ModelSize:
         block_vectors = 9 * width + inner
         positions = fields["n_positions"] * width
         final_norm = 2 * width
+    elif fields["model_type"] == "bert":
+        layers, width = _field(fields, "layers"), _field(fields, "width")
+        inner = _field(fields, "inner width")
+        block_matrices = 4 * width**2 + 2 * width * inner
+        block_vectors = 9 * width + inner
+        positions = (fields["max_position_embeddings"] + fields.get("type_vocab_size", 2)) * width
+        head_matrix = width**2
+        # Norms of the embeddings and of the head, and the head's biases.
+        final_norm = 5 * width + fields["vocab_size"]
     else:
         layers, width = _field(fields, "layers"), _field(fields, "width")
         heads = _field(fields, "heads")
@@ -248,8 +333,10 @@ def model_size(fields: Mapping[str, Any], sequence_length: int) -> ModelSize:
         attention = 2 * width * head_width * (heads + kv_heads)
         block_matrices = attention + 3 * width * _field(fields, "inner width")
         block_vectors, positions, final_norm = 2 * width, 0, width
+        if is_masked(fields):  # no norm before the first attention; two more, and a head
+            head_matrix, final_norm = width**2, 2 * width + fields["vocab_size"]
     embeddings = fields["vocab_size"] * width
-    matrices = layers * block_matrices + embeddings
+    matrices = layers * block_matrices + head_matrix + embeddings
     tied = fields.get("tie_word_embeddings", True)
     total = matrices + layers * block_vectors + positions + final_norm + (0 if tied else embeddings)
     flops = 6.0 * matrices + 12.0 * layers * width * sequence_length

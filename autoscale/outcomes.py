@@ -12,6 +12,7 @@ from typing import Any
 from . import comparison
 from .findings import verdict_sentence
 from .mixture import Mixture
+from .model_shape import is_masked
 from .objective import Objective
 from .planning import Experiment
 from .runs import RunResult
@@ -51,19 +52,20 @@ def mixture_rows(
                 "objective": fmean(objective.value(result.final_losses) for result in done),
                 "tokens": dict(done[0].tokens),
                 "epochs": dict(done[0].epochs),
-                "domains": _domain_losses(done, experiment),
+                "sets": _set_losses(done, experiment),
                 "curve": _curve(done),
             }
         listed.append(entry)
     return listed
 
 
-def _domain_losses(done: Sequence[RunResult], experiment: Experiment) -> dict[str, Any]:
+def _set_losses(done: Sequence[RunResult], experiment: Experiment) -> dict[str, Any]:
     table = {}
-    for name in experiment.domains:
+    for name in experiment.sets:
         losses = [result.final_losses[name] for result in done]
         loss = fmean(losses)
-        size = experiment.manifest.find_bytes_per_token(name)
+        masked = is_masked(experiment.model)  # some tokens of a text say nothing of its bytes
+        size = None if masked else experiment.manifest.find_bytes_per_token(name)
         table[name] = {
             "loss": loss,
             "perplexity": math.exp(loss),
@@ -207,7 +209,7 @@ def _compare(
         "tokens_saved": fmean(e["tokens_saved"] for e in reached) if everywhere else None,
         "speed_up": fmean(e["speed_up"] for e in reached) if everywhere else None,
         "by_seed": by_seed,
-        "domains": {
+        "sets": {
             name: fmean(a.final_losses[name] - b.final_losses[name] for a, b in pairs)
             for name in pairs[0][0].final_losses
         },

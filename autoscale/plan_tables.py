@@ -12,6 +12,7 @@ from .memory_table import memory_lines
 from .progress import format_seconds
 from .tables import new_table, stacked, status_text
 from .token_count import format_token_count, round_token_count
+from .wording import listed
 
 
 def plan_table(plan: Mapping[str, Any]) -> RenderableType:
@@ -60,6 +61,9 @@ def limits_line(ledger: Mapping[str, Any]) -> str:
 def _data_lines(plan: Mapping[str, Any]) -> list[RenderableType]:
     """What differs from plain windows of all the data: packing, matched probes, later stages."""
     parts: list[RenderableType] = []
+    further = plan["sets"][len(plan["domains"]) :]
+    if further:
+        parts.append(Text(f"Measured on {listed(further)} as well, which no run is trained on."))
     if plan["packing"] is not None:
         unused = plan["packing"]["unused"]
         most = max(unused, key=lambda name: unused[name])

@@ -5,7 +5,7 @@ Everything that can be wrong with an experiment and its data is found here, befo
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,13 @@ from .execution import Execution
 from .initial_weights import require_fitting, weights_digest
 from .manifest import Manifest
 from .mixture import Mixture, largest_remainder, require_same_names
-from .model_shape import model_size, resolve_model
-from .objective import Objective
+from .model_shape import check_masked, model_size, resolve_model
 from .probes import Design, ProbeRun, design_probes
 from .runs import RunSpec, RunStore
 from .supply import Supplies, Supply
 from .token_count import format_token_count
+from .tokenizer import mask_token_id
+from .validation_sets import make_objective, training_domains, validation_sets
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,6 +60,10 @@ class PlannedTarget:
 class Experiment:
     """A checked experiment: its config with the data that it names.
 
+    Attributes:
+        domains: names of the domains that runs train on.
+        sets: names of the validation sets that runs are measured on, those of `domains` first.
+
     Raises:
         ValueError: the data, the model or the DeepSpeed file do not fit the config.
     """
@@ -73,10 +78,10 @@ class Experiment:
         self.manifest = Manifest.load(config.manifest_path)
         self.manifest.check()
         self.store = RunStore(root=Path(config.output_dir) / "runs")
-        self.domains = self._select_domains()
-        # Domains that no run uses are no part of any run's identity.
-        used = tuple(self.manifest.domain(name) for name in self.domains)
-        self.data_fingerprint = replace(self.manifest, domains=used).fingerprint
+        self.domains = training_domains(config, self.manifest)
+        self.sets = validation_sets(config, self.manifest, self.domains)
+        # What no run uses is no part of any run's identity.
+        self.data_fingerprint = self.manifest.of_runs(self.domains, self.sets).fingerprint
         self.deepspeed = load_deepspeed_file(config.trainer.deepspeed)
         stage = self.deepspeed.get("zero_optimization", {}).get("stage", 0)
         if stage == 0 and config.trainer.precision == "bf16":
@@ -90,6 +95,9 @@ class Experiment:
             self._resolve_model(budget.model) if budget.model else self.model
             for budget in config.probe.budgets
         ]
+        check_masked(
+            [self.model, *self.probe_models], packing=config.data.packing, metric=config.fit.metric
+        )
         self._folder_of_weights: dict[str, str] = {}
         self._start_from = self._initial_weights(config.model, self.model)
         self._probes_start_from = [
@@ -99,6 +107,7 @@ class Experiment:
         self._supplies = Supplies(
             self.manifest,
             self.domains,
+            sets=self.sets,
             sequence_length=config.data.sequence_length,
             packing=config.data.packing,
         )
@@ -111,7 +120,7 @@ class Experiment:
             if prior is None
             else named_mixture(prior.mixture, self.domains, self.available_tokens)
         )
-        self.objective = self._objective()
+        self.objective = make_objective(config, self.manifest, domains=self.domains, sets=self.sets)
         for _, budget in config.budgets():
             self.constraints(budget.tokens).check()
         for baseline in config.train.baselines:
@@ -121,17 +130,6 @@ class Experiment:
             named_mixture(stage.weights, self.domains, self.available_tokens)
             for stage in config.train.stages
         ]
-
-    def _select_domains(self) -> tuple[str, ...]:
-        wanted = self.config.data.domains or self.manifest.domain_names
-        for name in wanted:
-            self.manifest.domain(name)
-        if len(wanted) < 2:
-            raise ValueError(
-                f"a mixture needs at least two domains; {self.config.manifest_path} gives "
-                f"{', '.join(wanted)}"
-            )
-        return tuple(wanted)
 
     def share(self, token_budget: int) -> float:
         """Of every domain's documents that runs of a budget draw from."""
@@ -148,12 +146,14 @@ class Experiment:
         return self._supplies.of_share(spec.share)
 
     def _resolve_model(self, model: ModelConfig) -> dict[str, Any]:
+        tokenizer = self.manifest.tokenizer_folder
         return resolve_model(
             model.config_source,
             model.overrides,
             vocab_size=self.manifest.tokenizer.vocab_size,
             end_of_text_id=self.manifest.tokenizer.end_of_text_id,
             sequence_length=self.config.data.sequence_length,
+            mask_token_id=None if tokenizer is None else mask_token_id(tokenizer),
         )
 
     def _initial_weights(self, model: ModelConfig, fields: Mapping[str, Any]) -> str:
@@ -170,18 +170,6 @@ class Experiment:
         digest = weights_digest(folder, Path(self.config.output_dir) / "weights.json")
         self._folder_of_weights[digest] = folder
         return digest
-
-    def _objective(self) -> Objective:
-        fit = self.config.fit
-        if fit.metric == "nats":
-            return Objective.create(fit.objective, self.domains, fit.objective_weights)
-        bytes_per_token = {name: self.manifest.bytes_per_token(name) for name in self.domains}
-        return Objective.create(
-            "mean_bits_per_byte",
-            self.domains,
-            fit.objective_weights,
-            bytes_per_token=bytes_per_token,
-        )
 
     def bounds(self, token_budget: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Least and greatest weights at a budget, from the config and the tokens that exist."""
@@ -288,6 +276,29 @@ class Experiment:
                 planned.append(PlannedTarget(mixture=name, seed=seed, spec=spec))
         return planned
 
+    def trial(
+        self, label: str, mixture: Mixture, *, tokens: int, seed: int, evaluations: int
+    ) -> RunSpec:
+        """A run of the target's model on one mixture, of any budget.
+
+        Args:
+            tokens: of the run; a part of a batch is left out.
+            evaluations: validation points.
+        """
+        budget = self.config.train.budget.model_copy(update={"tokens": tokens})
+        batch = self._sequences_per_batch(budget)
+        windows = self._supplies.of_share(1.0).mixture_of_windows(mixture.reordered(self.domains))
+        num_sequences = tokens // (batch * self.config.data.sequence_length) * batch
+        return self._spec(
+            label,
+            [tuple(largest_remainder(windows.as_array(), num_sequences).tolist())],
+            seed=seed,
+            budget=budget,
+            model=self.model,
+            evaluations=evaluations,
+            start_from=self._start_from,
+        )
+
     def _target_stages(self, mixture: Mixture) -> list[tuple[int, ...]]:
         """Windows of each domain in each part of a target run that begins with `mixture`."""
         config, budget = self.config, self.config.train.budget
@@ -343,6 +354,7 @@ class Experiment:
         trainer, checkpoint = self.config.trainer, self.config.checkpoint
         minutes = checkpoint.save_minutes
         folder = self.store.folder(spec)
+        reference = self.store.exported_model(spec.online.get("reference", ""))
         return Execution(
             manifest=str(self.config.manifest_path),
             folder=str(folder),
@@ -358,6 +370,7 @@ class Experiment:
             peak_tflops=trainer.peak_tflops,
             start_from=self._folder_of_weights.get(spec.start_from),
             export=str(folder / "model") if export else None,
+            reference_model=str(reference) if reference else None,
         )
 
     def batches(self) -> Iterator[tuple[str, int]]:
@@ -393,7 +406,7 @@ class Experiment:
             model=model,
             optimisation=self._optimisation(budget),
             evaluation={
-                "domains": list(self.domains),
+                "domains": list(self.sets),
                 "sequences_per_domain": self.config.evaluation.sequences_per_domain,
                 "points": evaluations,
             },

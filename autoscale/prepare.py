@@ -215,14 +215,15 @@ def _is_whole(folder: Path, key: str) -> bool:
 
 
 class _Sample:
-    """Training text of the tokenizer: the same number of bytes from every domain.
+    """Training text of the tokenizer: the same number of bytes from every domain trained on.
 
     Only documents that are trained on are sampled, in an order keyed by the seed.
     """
 
     def __init__(self, domains: Sequence[DomainText], sample_bytes: int, seed: int) -> None:
-        self._domains = [replace(domain, fate=domain.fate.copy()) for domain in domains]
-        _settle(self._domains, deduplicate=True)
+        settled = [replace(domain, fate=domain.fate.copy()) for domain in domains]
+        _settle(settled, deduplicate=True)
+        self._domains = [domain for domain in settled if domain.documents.is_trained_on]
         available = [domain.bytes_of(domain.select(Fate.TRAIN)) for domain in self._domains]
         self._bytes = min(sample_bytes, *available)
         self._chosen = [self._choose(domain, seed) for domain in self._domains]

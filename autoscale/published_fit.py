@@ -33,6 +33,7 @@ def fit_published(experiment: Experiment, finished: Sequence[FinishedProbe]) -> 
         "amplitude": config.fit.amplitude,
         "objective": objective.to_dict(),
         "domains": list(experiment.domains),
+        "sets": list(experiment.sets),
         "reference": experiment.reference.to_dict(),
         "fixed_budget": config.fixed_budget,
         "budgets": [

@@ -39,12 +39,17 @@ def write_text(path: Path, text: str) -> Path:
     Raises:
         OSError: it cannot be written; what stood at `path` before still does.
     """
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> Path:
+    """The same with bytes."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with naming_what_is_written(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("w", encoding="utf-8") as file:
-                file.write(text)
+            with temporary.open("wb") as file:
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)

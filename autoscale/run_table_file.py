@@ -14,7 +14,7 @@ Counts are numbers (`1998000000.0`, `1e9`) or as people write them (`1.2B`).
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -152,6 +152,27 @@ def write_predictions(
     writer.writerow(["run", *header])
     for name, row in zip(runs, numbers.tolist(), strict=True):
         writer.writerow([name, *map(repr, row)])
+    return write_text(path, text.getvalue())
+
+
+def write_run_table(
+    path: Path, table: RunTable, notes: Mapping[str, Sequence[object]] | None = None
+) -> Path:
+    """Write runs as `read_run_table` reads them, with `note/<name>` columns that it ignores."""
+    columns: dict[str, Sequence[object]] = {"run": table.runs}
+    columns |= {
+        f"weight/{name}": table.weights[:, k].tolist() for k, name in enumerate(table.domains)
+    }
+    counts = {"tokens": table.tokens, "parameters": table.parameters}
+    columns |= {name: values.tolist() for name, values in counts.items() if values is not None}
+    if table.seeds is not None:
+        columns["seed"] = table.seeds
+    columns |= {f"loss/{name}": table.losses[:, j].tolist() for j, name in enumerate(table.sets)}
+    columns |= {f"note/{name}": values for name, values in (notes or {}).items()}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*columns.values(), strict=True))
     return write_text(path, text.getvalue())
 
 

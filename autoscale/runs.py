@@ -8,7 +8,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -19,7 +19,7 @@ Status = Literal["finished", "failed", "interrupted", "waiting"]
 _IDENTITY_VERSION = 1  # raise it when the same spec would give another loss
 # Fields that came later enter the identity only where they say something new.
 _ADDED_FIELDS: dict[str, Any] = {"packing": "contiguous", "locality": 1, "share": 1.0, "stages": []}
-_ADDED_FIELDS |= {"start_from": "", "diloco": {}}
+_ADDED_FIELDS |= {"start_from": "", "diloco": {}, "online": {}}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +43,8 @@ class RunSpec:
             part. `sequences` is their sum.
         start_from: digest of the weights that the run starts from; empty for random ones.
         diloco: fields of `config_method.DilocoConfig`; empty where all ranks exchange gradients.
+        online: a method that works while the run trains, with its settings (`methods.doremi`,
+            `methods.ado`); empty for none. With ADO `sequences` is the plan, and not what is drawn.
     """
 
     label: str
@@ -60,6 +62,7 @@ class RunSpec:
     stages: tuple[tuple[int, ...], ...] = ()
     start_from: str = ""
     diloco: Mapping[str, Any] = field(default_factory=dict)
+    online: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         assert len(self.domains) == len(self.sequences)
@@ -124,7 +127,13 @@ class RunSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """Validation losses at one moment of a run, nats a token."""
+    """Validation losses at one moment of a run, nats a token.
+
+    Attributes:
+        tokens: that the run has seen.
+        losses: of every validation set.
+        mean_loss: over the sets of the domains trained on; further sets do not enter it.
+    """
 
     tokens: int
     losses: Mapping[str, float]
@@ -140,6 +149,8 @@ class RunResult:
         epochs: passes over each domain's windows.
         windows: windows of each domain that the ranks were given; None in older records.
         checksum: of all rows that the ranks were given (`delivery.Delivery`); None likewise.
+        online: what came of `spec.online`: the `weights` by domain, with ADO also the windows of
+            each domain in each round, the `stages`; None without a method.
     """
 
     spec: RunSpec
@@ -158,6 +169,16 @@ class RunResult:
     finished_at: str
     windows: Mapping[str, int] | None = None
     checksum: str | None = None
+    online: Mapping[str, Any] | None = None
+
+    @property
+    def drawn(self) -> RunSpec:
+        """The spec of a run that draws the same windows by plan."""
+        stages = tuple(map(tuple, (self.online or {}).get("stages", ())))
+        if not stages:
+            return self.spec
+        sequences = tuple(map(sum, zip(*stages, strict=True)))
+        return replace(self.spec, sequences=sequences, stages=stages, online={})
 
     @property
     def final_losses(self) -> Mapping[str, float]:
@@ -227,6 +248,11 @@ class RunStore:
 
     def result(self, spec: RunSpec) -> RunResult:
         return RunResult.load(self.folder(spec))
+
+    def exported_model(self, identity: str) -> Path | None:
+        """Folder of the model that a run exported; None where there is none yet."""
+        found = sorted(self.root.glob(f"*-{identity}/model/config.json")) if identity else []
+        return found[0].parent if found else None
 
     def failure(self, spec: RunSpec) -> RunFailure:
         content = read_json(self.folder(spec) / "failed.json", "failure")

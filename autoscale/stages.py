@@ -60,6 +60,7 @@ def plan(config: ExperimentConfig) -> Path:
     content = {
         "name": config.name,
         "domains": list(experiment.domains),
+        "sets": list(experiment.sets),
         "available_tokens": dict(zip(experiment.domains, experiment.available_tokens, strict=True)),
         "model": {"parameters": size.parameters, "flops_per_token": size.flops_per_token},
         "runs": [_planned(run, run.view(views), experiment) for run in planned],
@@ -280,6 +281,12 @@ def project(config: ExperimentConfig, token_budget: int | None = None) -> Path:
         raise ValueError(
             f"{artifact(config, 'fit')} was fitted on {', '.join(fitted['domains'])} but the "
             f"experiment has {', '.join(experiment.domains)}; run `autoscale fit` again"
+        )
+    measured = fitted.get("sets", fitted["domains"])  # fits were of the domains' own sets alone
+    if measured != list(experiment.sets):
+        raise ValueError(
+            f"{artifact(config, 'fit')} was fitted to losses on {', '.join(measured)} but runs are "
+            f"measured on {', '.join(experiment.sets)} now; run `autoscale probe` and `fit` again"
         )
     for key, now in (("law", config.fit.law), ("metric", config.fit.metric)):
         then = fitted.get(key, "nats")  # the published law's fit has no metric

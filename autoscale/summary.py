@@ -59,6 +59,7 @@ def summarise(config: ExperimentConfig) -> dict[str, Any]:
     summary: dict[str, Any] = {
         "name": config.name,
         "domains": list(experiment.domains),
+        "sets": list(experiment.sets),
         "experiment": _experiment_section(experiment),
         "data": _data_section(experiment),
         "fit": fit,
@@ -115,6 +116,9 @@ def _stale(content: Mapping[str, Any], experiment: Experiment) -> str | None:
     found = content["domains"] if is_fit else list(content["weights"])
     if sorted(found) != sorted(experiment.domains):
         return f"its domains are {', '.join(found)}"
+    measured = content.get("sets", found) if is_fit else None
+    if measured is not None and sorted(measured) != sorted(experiment.sets):
+        return f"its validation sets are {', '.join(measured)}"
     published = "estimate" not in content if is_fit else "advice" not in content
     if published != (experiment.config.fit.law == PUBLISHED):
         which = "the published law" if published else "a joint law"
@@ -193,9 +197,7 @@ def _data_section(experiment: Experiment) -> dict[str, Any]:
         "available_tokens": dict(
             zip(experiment.domains, map(int, experiment.available_tokens), strict=True)
         ),
-        "bytes_per_token": {
-            name: manifest.find_bytes_per_token(name) for name in experiment.domains
-        },
+        "bytes_per_token": {name: manifest.find_bytes_per_token(name) for name in experiment.sets},
     }
 
 

@@ -34,8 +34,15 @@ class Supply:
 class Supplies:
     """The supply of every share of the domains, counted when it is first asked for.
 
+    Args:
+        manifest: the data.
+        domains: that runs train on.
+        sets: that they are measured on.
+        sequence_length: tokens a window.
+        packing: how documents fill the windows.
+
     Raises:
-        ValueError: a domain has no windows of this form, in training or in validation.
+        ValueError: a domain has no windows of this form to train on, or a set none to measure on.
     """
 
     def __init__(
@@ -43,6 +50,7 @@ class Supplies:
         manifest: Manifest,
         domains: tuple[str, ...],
         *,
+        sets: tuple[str, ...],
         sequence_length: int,
         packing: Packing,
     ) -> None:
@@ -50,7 +58,7 @@ class Supplies:
         self._sequence_length, self._packing = sequence_length, packing
         self._known: dict[float, Supply] = {}
         self.of_share(1.0)
-        for name in domains:
+        for name in sets:
             self._open(name, "validation")
 
     def of_share(self, share: float) -> Supply:

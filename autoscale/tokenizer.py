@@ -8,6 +8,7 @@ comes from the end of a document: a text that spells it out is encoded like any 
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+logger = logging.getLogger(__name__)
+
 END_OF_TEXT = "<|endoftext|>"
+MASK = "<|mask|>"
 MIN_VOCAB_SIZE = 257
 """Every byte, and the end-of-text token."""
 TOKENIZER_FILE = "tokenizer.json"
@@ -173,6 +177,37 @@ def tokenizer_fingerprint(folder: Path) -> str:
     decisive = {**content, "truncation": None, "padding": None}
     text = json.dumps([decisive, tokenizer.end_of_text_id], sort_keys=True)
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def mask_token_id(folder: Path) -> int | None:
+    """Id of a tokenizer's mask token; None where it has none, or where there is no tokenizer."""
+    path = folder / SETTINGS_FILE
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    token = settings.get("mask_token")
+    if token is None:
+        return None
+    content = token["content"] if isinstance(token, dict) else token
+    found: int | None = Tokenizer.from_file(str(folder / TOKENIZER_FILE)).token_to_id(content)
+    return found
+
+
+def add_mask_token(folder: Path, token_id: int) -> None:
+    """Give the tokenizer of an exported model the mask token that the model was trained with.
+
+    Nothing is done where the folder has no tokenizer, or one with a mask token. Where ids are
+    missing below `token_id` the tokenizer cannot hold it, which is logged.
+    """
+    if not (folder / TOKENIZER_FILE).is_file() or mask_token_id(folder) is not None:
+        return
+    backend = Tokenizer.from_file(str(folder / TOKENIZER_FILE))
+    backend.add_special_tokens([MASK])
+    if backend.token_to_id(MASK) != token_id:
+        logger.info("%s: the mask token %d is not in the tokenizer", folder, token_id)
+        return
+    backend.save(str(folder / TOKENIZER_FILE))
+    path = folder / SETTINGS_FILE
+    settings = json.loads(path.read_text(encoding="utf-8")) | {"mask_token": MASK}
+    path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager

@@ -24,18 +24,21 @@ from .data import RunStream, validation_windows
 from .delivery import Delivery
 from .diloco import OuterOptimizer, RankGroups
 from .engine import build_engine, weights_on_first_rank
-from .evaluation import Evaluator, sum_losses
+from .evaluation import Evaluator
 from .execution import Execution, Progress, RunHooks, micro_batch_size
 from .hardware import device_name, peak_flops
+from .language_model import masking_of
 from .manifest import Manifest
 from .model_shape import model_size
 from .non_finite import NonFiniteLosses
+from .online import training_step
 from .prefetch import DeviceBatch, Prefetcher
 from .provenance import commit, library_versions
 from .run_log import RunLog
 from .runs import Evaluation, RunResult, RunSpec
 from .sampler import MixtureOrder
 from .schedule import evaluation_steps, learning_rate
+from .tokenizer import add_mask_token
 from .votes import Votes
 
 logger = logging.getLogger(__name__)
@@ -81,6 +84,7 @@ class _Run:
         )
         manifest = Manifest.load(execution.manifest)
         self.stream = RunStream(spec, manifest, rank=self.rank, world_size=self.world_size)
+        self.masking = masking_of(spec, manifest)
         self.evaluator = Evaluator(
             validation_windows(
                 manifest,
@@ -88,6 +92,7 @@ class _Run:
                 sequence_length=spec.sequence_length,
                 limit=spec.evaluation["sequences_per_domain"],
                 packing=spec.packing,
+                masking=self.masking,
             ),
             micro_batch_size=self.micro_batch_size,
             rank=self.rank,
@@ -101,6 +106,14 @@ class _Run:
         groups = RankGroups(spec.diloco["groups"]) if spec.diloco else None
         self.engine = build_engine(
             spec, execution, micro_batch_size=self.micro_batch_size, groups=groups
+        )
+        self.step = training_step(
+            self.engine,
+            spec,
+            execution,
+            self.stream,
+            micro_batch_size=self.micro_batch_size,
+            masking=self.masking,
         )
         self.outer: OuterOptimizer | None = None
         self.place = {}  # of this rank's weights in a checkpoint
@@ -153,13 +166,14 @@ class _Run:
         interval_start, interval_step = self.clock, first_step
         for batch in batches:
             rate = self._set_learning_rate(batch.step)
-            step_loss = self._train_step(batch)
+            step_loss = self.step(batch)
             loss_sum += step_loss
             loss_steps += 1
             done = batch.step + 1
             self.non_finite.see(step_loss, done)
             if self.outer is not None:
                 self.outer.after_step(done)
+            self.step.after_step(done)
             if done % log_every == 0 or done == spec.num_steps:
                 loss = self._mean_over_ranks(loss_sum / loss_steps, batch.step)
                 now = time.perf_counter()
@@ -187,33 +201,6 @@ class _Run:
     def _save_is_due(self) -> bool:
         seconds = self.execution.save_seconds
         return seconds is not None and time.perf_counter() - self.saved_at > seconds
-
-    def _train_step(self, batch: DeviceBatch) -> torch.Tensor:
-        """One optimiser step; a loss whose mean over the ranks is that of the batch, nats a token.
-
-        DeepSpeed takes the mean of the gradients over micro-batches and ranks. Windows of one
-        length have equally many labels, so the mean of means is the mean over labels. Packed rows
-        have not: there the sum over a micro-batch counts as its share of the batch's labels.
-        """
-        total = torch.zeros((), device=self.device)
-        tokens = batch.tokens.split(self.micro_batch_size)
-        if batch.positions is None:
-            for part in tokens:
-                loss = sum_losses(self.engine, part).mean() / self.spec.sequence_length
-                total += self._descend(loss)
-            return total / len(tokens)
-        labels = (batch.positions[:, 1:] > 0).sum()
-        dist.all_reduce(labels, group=self.engine.data_parallel_group)
-        scale = len(tokens) * self.engine.dp_world_size / labels.clamp(min=1)
-        positions = batch.positions.split(self.micro_batch_size)
-        for part, part_positions in zip(tokens, positions, strict=True):
-            total += self._descend(sum_losses(self.engine, part, part_positions).sum() * scale)
-        return total / len(tokens)
-
-    def _descend(self, loss: torch.Tensor) -> torch.Tensor:
-        self.engine.backward(loss)
-        self.engine.step()
-        return loss.detach()
 
     def _set_learning_rate(self, step: int) -> float:
         keys = ("lr", "min_lr_ratio", "schedule", "warmup_fraction", "decay_fraction")
@@ -266,6 +253,7 @@ class _Run:
             scalars["mfu"] = mfu
         if self.outer is not None:
             scalars |= self.outer.bytes_sent(done)
+        scalars |= self.step.scalars()
         position = done * self.spec.sequences_per_batch
         drawn, epochs = self.stream.order.drawn(position), self.stream.order.epochs(position)
         for name, count, epoch in zip(self.spec.domains, drawn, epochs, strict=True):
@@ -277,9 +265,10 @@ class _Run:
         tokens = done * self.spec.tokens_per_batch
         with self.outer.global_parameters() if self.outer else nullcontext():
             losses = self.evaluator.losses(self.engine, lambda: self.hooks.alive(done))
-        mean = sum(losses.values()) / len(losses)
-        if not math.isfinite(mean):
-            raise self._not_finite(f"validation loss is {mean}", done)
+        for loss in losses.values():
+            if not math.isfinite(loss):
+                raise self._not_finite(f"validation loss is {loss}", done)
+        mean = sum(losses[name] for name in self.spec.domains) / len(self.spec.domains)
         self.evaluations.append(Evaluation(tokens=tokens, losses=losses, mean_loss=mean))
         if self.log is not None:
             scalars = {f"validation_loss/{name}": loss for name, loss in losses.items()}
@@ -295,6 +284,7 @@ class _Run:
             "evaluations": [asdict(evaluation) for evaluation in self.evaluations],
             "order": self.stream.order.state(),
             "delivery": self._delivery().to_dict(),
+            "online": self.step.state(),
         }
         self.checkpoints.save(
             done, progress, extra=None if self.outer is None else self.outer.state()
@@ -332,6 +322,8 @@ class _Run:
         if restored is None:
             return 0
         progress = restored.progress
+        if self.spec.online:
+            self.step.restore(progress["online"])
         if MixtureOrder.from_state(progress["order"]).digest() != self.stream.order.digest():
             raise ValueError(
                 f"{self.folder}: the checkpoint was trained on another sample order; the data or "
@@ -362,7 +354,7 @@ class _Run:
             seconds=seconds,
             tokens_per_second=speed,
             mfu=self._mfu(speed),
-            flops=self.flops_per_token * spec.total_tokens,
+            flops=self.step.work * self.flops_per_token * spec.total_tokens,
             world_size=self.world_size,
             device=device_name(self.device),
             versions=library_versions(),
@@ -371,6 +363,7 @@ class _Run:
             finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
             windows=dict(zip(spec.domains, given.windows.tolist(), strict=True)),
             checksum=given.checksum_text,
+            online=self.step.outcome(given.labels),
         )
 
     def _export(self) -> None:
@@ -381,4 +374,6 @@ class _Run:
         if self.rank == 0:
             self.engine.module.save_pretrained(self.execution.export, state_dict=weights)
             Manifest.load(self.execution.manifest).copy_tokenizer(Path(self.execution.export))
+            if self.masking is not None:
+                add_mask_token(Path(self.execution.export), self.masking.mask_token_id)
         dist.barrier()

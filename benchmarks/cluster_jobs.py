@@ -167,8 +167,10 @@ def run_together(commands: Sequence[Sequence[str]], log: Path) -> list[str]:
         for job in jobs:
             if job.poll() is None:
                 os.killpg(job.pid, signal.SIGKILL)
-    for command, job in zip(commands, jobs, strict=True):
+    for command, job, output in zip(commands, jobs, said, strict=True):
         if job.returncode:
+            with log.open("a", encoding="utf-8") as file:
+                file.write(output)
             raise RuntimeError(f"{' '.join(command)}: status {job.returncode}; see {log}")
     return said
 

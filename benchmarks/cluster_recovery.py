@@ -28,6 +28,9 @@ from cluster_jobs import (
 )
 from data_path_measure import median_interval, verdict
 
+sys.path.insert(0, str(ROOT))
+from tests.integration.jobs import living
+
 _SHAPE: Final = {"layers": 6, "width": 512}
 _STEPS: Final = 40
 _SAVE_EVERY: Final = 10
@@ -138,7 +141,7 @@ def measure_restarts(setting: Setting) -> dict[str, Any]:
         try:
             job.wait(60)
         except subprocess.TimeoutExpired:
-            for process in _session(job.pid):
+            for process in living(job.pid):
                 with suppress(psutil.Error):
                     process.kill()
     return {"times": times}
@@ -234,21 +237,12 @@ def _kill_and_wait(
 
 def _rank(session: int, rank: int) -> psutil.Process:
     """The process of a job rank."""
-    for process in _session(session):
+    for process in living(session):
         with suppress(psutil.Error):
             command = process.cmdline()
             if process.environ().get("RANK") == str(rank) and command[1:3] == ["-u", "-m"]:
                 return process
     raise RuntimeError(f"no process of rank {rank}")
-
-
-def _session(leader: int) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, ProcessLookupError):
-            if os.getsid(process.pid) == leader and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-    return found
 
 
 def _require_running(job: subprocess.Popen[bytes], log: Path, end: float) -> None:

@@ -1,10 +1,12 @@
 """An experiment that is nearly done, so that a job over hosts has little of everything left."""
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.cluster.hosts import Hosts
 from tests.conftest import TinyExperiment, write_tiny
 
 SHORT = [
@@ -20,6 +22,17 @@ SHORT = [
     "--set", "train.baselines=[]",
 ]  # fmt: skip
 REMOVED = ("probe-4K-reference-", "probe-4K-mix-000-")
+
+
+@pytest.fixture(scope="session")
+def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    """Three hosts; a test leaves them as it found them."""
+    made = Hosts(tmp_path_factory.mktemp("hosts") / "three", 3)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.stop()
 
 
 @pytest.fixture(scope="session")

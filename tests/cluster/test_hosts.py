@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,16 +18,6 @@ pytestmark = pytest.mark.cluster
 LIMIT = 400
 # What launchers say: deepspeed's log, pdsh at its end.
 OF_LAUNCHERS = re.compile(r"\[\d{4}-\d\d-\d\d |pdsh@")
-
-
-@pytest.fixture(scope="module")
-def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
-    made = Hosts(tmp_path_factory.mktemp("hosts") / "three", 3)
-    try:
-        made.start()
-        yield made
-    finally:
-        made.stop()
 
 
 def launch(

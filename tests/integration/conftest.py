@@ -1,8 +1,31 @@
-"""What tests share that train in child processes without a launcher."""
+"""What tests share: campaigns that nothing disturbed, and children without a launcher."""
+
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from autoscale.worker import Worker
+from tests.conftest import TinyExperiment, write_tiny
+from tests.integration.jobs import Launched
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    tiny_text: Path, tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., TinyExperiment]:
+    """The finished experiment of a job with given settings; each is trained once."""
+    known: dict[tuple[str, ...], TinyExperiment] = {}
+
+    def of(*settings: str) -> TinyExperiment:
+        if settings not in known:
+            experiment = write_tiny(tmp_path_factory.mktemp("undisturbed"), tiny_text, tiny_shards)
+            output, status = Launched(experiment, *settings).finish()
+            assert status == 0, output
+            known[settings] = experiment
+        return known[settings]
+
+    return of
 
 
 @pytest.fixture(scope="module")

@@ -21,8 +21,10 @@ from deepspeed.ops import __compatible_ops__
 from autoscale.engine import _Partition, build_engine, weights_on_first_rank
 from autoscale.evaluation import sum_losses
 from autoscale.execution import Execution
+from autoscale.language_model import sum_masked_losses
+from autoscale.masking import Masking
 from autoscale.model import build_model
-from autoscale.model_shape import model_size, resolve_model
+from autoscale.model_shape import is_masked, model_size, resolve_model
 from autoscale.runs import RunSpec
 from tests.conftest import environment
 
@@ -132,7 +134,7 @@ def _train(task: dict) -> dict:
         parts = rows[rank::world_size].split(micro_batch)
         total = torch.zeros(())
         for part in parts:
-            loss = sum_losses(engine, part).mean() / length
+            loss = _mean_loss(engine, part, spec)
             engine.backward(loss)
             engine.step()
             total += loss.detach() / len(parts)
@@ -146,6 +148,18 @@ def _train(task: dict) -> dict:
         if rank == 0:
             engine.module.save_pretrained(task["save_to"], state_dict=weights)
     return answer
+
+
+def _mean_loss(engine, rows: torch.Tensor, spec: RunSpec) -> torch.Tensor:
+    if not is_masked(spec.model):
+        return sum_losses(engine, rows).mean() / spec.sequence_length
+    masking = Masking(
+        mask_token_id=spec.model["mask_token_id"],
+        vocab_size=spec.model["mask_token_id"],
+        sequence_length=spec.sequence_length,
+    )
+    masks = torch.from_numpy(masking.validation(rows[:, 0].numpy()))  # by something of the row
+    return sum_masked_losses(engine, rows, masks).mean() / masking.num_chosen
 
 
 def _build(task: dict) -> dict:

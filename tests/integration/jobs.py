@@ -12,6 +12,21 @@ from tests.conftest import ROOT, environment
 DEADLINE = 300
 
 
+def campaign(*, reference_seeds=2):
+    """Settings of a campaign of few runs, each long enough to be stopped or killed in.
+
+    Twelve probe runs and two target runs, with more seeds of the reference run some more.
+    """
+    return [
+        "--set", "data.domains=['python_code', 'english_docs']",
+        "--set", "probe.budgets=['16K', '32K']",
+        "--set", f"probe.reference_seeds={reference_seeds}",
+        "--set", "train.budget='96K'",
+        "--set", "train.baselines=['uniform']",
+        "--set", "train.seeds=[0]",
+    ]  # fmt: skip
+
+
 class Launched:
     """`launch/local.sh` on two ranks, in a session of its own."""
 
@@ -38,7 +53,7 @@ class Launched:
     def ranks(self):
         """The job ranks, by rank."""
         found = {}
-        for process in _session(self.process.pid):
+        for process in living(self.process.pid):
             with suppress(psutil.Error):  # it may end while it is looked at
                 command = process.cmdline()
                 rank = process.environ().get("RANK")
@@ -58,13 +73,13 @@ class Launched:
         """Output and exit status; nothing that it started may be left."""
         output, _ = self.process.communicate(timeout=DEADLINE)
         end = time.monotonic() + 30
-        while left := _session(self.process.pid):
+        while left := living(self.process.pid):
             assert time.monotonic() < end, [process.cmdline() for process in left]
             time.sleep(0.1)
         return output, self.process.returncode
 
 
-def _session(leader):
+def living(leader):
     """The living processes of a session, also those whose parents have ended."""
     found = []
     for process in psutil.process_iter():

@@ -1,33 +1,49 @@
 """User mistakes end with status 2, one message and no traceback, before anything is trained."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
+from autoscale.cli import app
 from tests.conftest import ROOT
+
+MISTAKES = [
+    ("plan", ["data.sequence_lenght=8"], "did you mean 'sequence_length'?"),
+    ("plan", ["data.domains=['python_code', 'cobol']"], "cobol"),
+    ("plan", ["train.baselines=[{name='mine', weights={python_code=0.5}}]"], "sum to 0.5"),
+    ("plan", ["probe.budgets=['100', '8K']"], "smaller than one batch of 256"),
+    ("plan", ["data.sequence_length=65536", "trainer.global_batch_tokens=65536",
+              "probe.budgets=['80K', '160K']", "train.budget=320K"], "65536"),
+    ("plan", ["data.max_epochs=1", "train.budget=3M"], "max_epochs is 1; raise max_epochs"),
+    ("plan", ["model.overrides={n_layer=1, n_embd=32, vocab_size=100}"], "320 tokens"),
+    ("plan", ["train.baselines=['better']"], "is none of uniform, natural"),
+    ("fit", [], "probe runs have no result yet"),
+    ("project", [], "expected the fit written by an earlier step"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("command", "overrides", "message"), MISTAKES)
+def test_mistakes_are_errors_that_the_command_line_explains(tiny, command, overrides, message):
+    """Each leaves the command as a ValueError, which `main` prints."""
+    arguments = [argument for override in overrides for argument in ("--set", override)]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        CliRunner().invoke(app, [command, str(tiny.path), *arguments], catch_exceptions=False)
+    assert not tiny.results()
 
 
 @pytest.mark.parametrize(
     ("command", "overrides", "message"),
     [
-        ("plan", ["data.sequence_lenght=8"], "did you mean 'sequence_length'?"),
-        ("plan", ["data.domains=['python_code', 'cobol']"], "cobol"),
-        ("plan", ["train.baselines=[{name='mine', weights={python_code=0.5}}]"], "sum to 0.5"),
-        ("plan", ["probe.budgets=['100', '8K']"], "smaller than one batch of 256"),
-        ("plan", ["data.sequence_length=65536", "trainer.global_batch_tokens=65536",
-                  "probe.budgets=['80K', '160K']", "train.budget=320K"], "65536"),
-        ("plan", ["data.max_epochs=1", "train.budget=3M"], "max_epochs is 1; raise max_epochs"),
-        ("plan", ["model.overrides={n_layer=1, n_embd=32, vocab_size=100}"], "320 tokens"),
-        ("plan", ["train.baselines=['better']"], "is none of uniform, natural"),
-        ("fit", [], "probe runs have no result yet"),
-        ("project", [], "expected the fit written by an earlier step"),
+        MISTAKES[0],
         ("train", [], "expected the mixture written by an earlier step"),
         ("probe", ["probe.ranks_per_run=2"], "ranks_per_run is 2 but the job has 1 ranks"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_exit_with_status_2_and_one_message(tiny, command, overrides, message):
     arguments = [argument for override in overrides for argument in ("--set", override)]
     done = tiny.try_autoscale(command, *arguments)

@@ -6,8 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
-from dataclasses import replace
 
 import pytest
 import torch
@@ -15,19 +13,14 @@ from torch.nn.functional import cross_entropy
 
 from autoscale.audit import audit_run
 from autoscale.checkpoint_files import newest_step
-from autoscale.config import load_config
 from autoscale.data import RunStream, validation_windows
-from autoscale.mixture import Mixture
 from autoscale.model import build_model, parameter_groups
-from autoscale.planning import Experiment
-from autoscale.runs import RunResult
 from autoscale.schedule import learning_rate
 from tests.conftest import ROOT, environment
-from tests.integration.children import start_ranks
+from tests.integration.children import DEADLINE, planned, start, train
 
 pytestmark = pytest.mark.usefixtures("on_cpu")
 
-DEADLINE = 200
 SKEWED = "{ python_code = 0.1, english_docs = 0.6, cpp_headers = 0.3 }"
 MODES = {
     "stages": [f"train.stages=[{{ begin = 0.4, weights = {SKEWED} }}, "
@@ -36,29 +29,6 @@ MODES = {
     "best_fit": ["data.packing=best_fit"],
     "locality": ["data.locality=8"],
 }  # fmt: skip
-
-
-def planned(tiny, *overrides):
-    """An experiment with its first target run, of the uniform mixture.
-
-    With a large eps AdamW does not amplify the rounding of tiny gradients.
-    """
-    base = ["train.seeds=[0]", "trainer.eps=1e-3"]
-    experiment = Experiment(load_config(tiny.path, [*base, *overrides]))
-    target = experiment.targets({"uniform": Mixture.uniform(experiment.domains)})[0]
-    return experiment, target.spec
-
-
-def train(worker, experiment, spec, folder, *, world_size=1, **settings) -> RunResult:
-    """Train a run to its end, in processes of its own."""
-    execution = replace(experiment.execution(spec, export=False), folder=str(folder), **settings)
-    children, end = start_ranks(worker, spec, execution, world_size), time.monotonic() + DEADLINE
-    for child in children:
-        while not child.poll(0.2):
-            assert time.monotonic() < end
-    for child in children:
-        assert child.error is None, child.error
-    return RunResult.load(folder)
 
 
 def losses(result):
@@ -142,8 +112,7 @@ def test_a_resume_across_a_change_of_weights_is_exact(mode, last_change, tiny, t
     )
     whole = train(worker, experiment, spec, tmp_path / "whole")
     folder = tmp_path / "killed"
-    execution = replace(experiment.execution(spec, export=False), folder=str(folder))
-    [child] = start_ranks(worker, spec, execution)
+    [child] = start(worker, experiment, spec, folder)
     while newest_step(folder / "checkpoints") is None:
         assert not child.poll(0.01), child.error
     child.stop()
@@ -164,8 +133,7 @@ def test_a_shard_cut_while_a_run_reads_it_ends_the_run_by_name(tiny, tiny_shards
         "data.max_epochs=20", "checkpoint.save_every=3",
     )  # fmt: skip
     folder = tmp_path / "run"
-    execution = replace(experiment.execution(spec, export=False), folder=str(folder))
-    [child] = start_ranks(worker, spec, execution)
+    [child] = start(worker, experiment, spec, folder)
     while newest_step(folder / "checkpoints") is None:
         assert not child.poll(0.01), child.error
     cut = next(shards.rglob("python_code/*/train-*.bin"))

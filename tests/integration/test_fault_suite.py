@@ -13,21 +13,14 @@ import psutil
 import pytest
 
 from autoscale.claims import read_claim
-from tests.conftest import write_tiny
-from tests.integration.jobs import DEADLINE, Launched, finished_at
+from tests.integration.jobs import DEADLINE, Launched, campaign, finished_at
 
 pytestmark = pytest.mark.slow
 
 KILLS = int(os.environ.get("AUTOSCALE_KILLS", "20"))
 SEED = int(os.environ.get("AUTOSCALE_KILL_SEED", "2026"))
-OVERRIDES = [
-    "--set", "probe.budgets=['8K', '16K']",
-    "--set", f"probe.reference_seeds={2 + KILLS // 10}",
-    "--set", "train.budget='48K'",
-    "--set", "train.baselines=['uniform']",
-    "--set", "train.seeds=[0]",
-    "--set", "checkpoint.save_every=7",
-]  # fmt: skip
+CAMPAIGN = campaign(reference_seeds=max(2, KILLS // 10))
+OVERRIDES = [*CAMPAIGN, "--set", "checkpoint.save_every=7"]
 CHILDREN_A_START = 4
 
 
@@ -75,37 +68,33 @@ class Killer:
 
 
 @pytest.mark.timeout(1800 + 60 * KILLS)
-def test_nothing_is_lost_or_repeated_under_fire(tiny_text, tiny_shards, tmp_path, capsys):
+def test_nothing_is_lost_or_repeated_under_fire(undisturbed, tiny, capsys):
+    calm = undisturbed(*CAMPAIGN)
     shared_memory = set(os.listdir("/dev/shm"))
-    calm, fired_at = (
-        write_tiny(tmp_path / name, tiny_text, tiny_shards) for name in ("calm", "fired_at")
-    )
-    output, status = Launched(calm, *OVERRIDES).finish()
-    assert status == 0, output
 
-    killer, starts, finished = Killer(SEED, KILLS), 0, {}
-    while status != 0 or not starts:
+    killer, starts, finished, status = Killer(SEED, KILLS), 0, {}, 1
+    while status != 0:
         starts += 1
-        job = Launched(fired_at, *OVERRIDES)
+        job = Launched(tiny, *OVERRIDES)
         if killer.left:
             killer.visit(job)
         output, status = job.finish()
         assert starts <= 2 * KILLS, output
-        assert finished.items() <= finished_at(fired_at).items(), "a finished run was run again"
-        finished = finished_at(fired_at)
+        assert finished.items() <= finished_at(tiny).items(), "a finished run was run again"
+        finished = finished_at(tiny)
     assert killer.left == 0, f"the campaign was over after {killer.killed} kills"
 
-    expected, found = calm.results(), fired_at.results()
+    expected, found = calm.results(), tiny.results()
     assert set(found) == set(expected)
     for run, result in found.items():
         assert result["evaluations"] == expected[run]["evaluations"], run
         assert result["tokens"] == expected[run]["tokens"], run
         assert result["checksum"] == expected[run]["checksum"], run
-    for name in ("fit.json", "mixture-48K.json"):
-        assert (fired_at.output / name).is_file()
-    for path in fired_at.output.rglob("*.json"):
+    for name in ("fit.json", "mixture-96K.json"):
+        assert (tiny.output / name).is_file()
+    for path in tiny.output.rglob("*.json"):
         json.loads(path.read_text())  # whole, or not there
-    for folder in (fired_at.output / "runs").iterdir():
+    for folder in (tiny.output / "runs").iterdir():
         claim = read_claim(folder)
         assert claim is not None and claim.is_given_up, folder
         assert not (folder / "failed.json").exists(), folder

@@ -41,6 +41,7 @@ def plain(tmp_path_factory):
         ("gpt2-nano", "zero3_offload", 2, "fp32"),
         ("llama-nano", "zero3", 2, "fp32"),
         ("llama-nano", "zero3", 2, "bf16"),
+        ("bert-nano", "zero3", 2, "fp32"),
     ],
 )
 def test_a_model_built_in_pieces_is_the_plain_one(

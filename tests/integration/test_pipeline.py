@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
@@ -10,7 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from autoscale.config import load_config
+from autoscale.planning import Experiment
+from autoscale.stages import target_mixtures
 from tests.conftest import ROOT, environment, write_tiny
+from tests.integration.children import train
 
 NUM_PROBES = 2 * (2 * 3 + 2)  # two budgets, twice as many mixtures as domains, two references
 
@@ -146,15 +149,36 @@ def test_mpirun_starts_the_same_job(finished, tmp_path):
     assert "report.html" in done.stdout
 
 
-@pytest.mark.parametrize("stage", [0, 2, 3])
-def test_zero_stages_give_the_loss_of_stage_one(finished, tiny, stage):
+def exported(folder):
+    """Bytes of the weights that a run left for `from_pretrained`."""
+    return (folder / "model" / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_zero_stages_give_the_loss_of_stage_one(finished, stage, worker, on_cpu, tmp_path):
     """Two ranks, data parallel; floating point sums in another order are all that differs."""
+    done, _ = finished
+    deepspeed = f"trainer.deepspeed={ROOT}/ds_configs/zero{stage}.json"
+    overrides = [deepspeed, "train.seeds=[0]", "train.baselines=['uniform']"]
+    experiment = Experiment(load_config(done.path, overrides))
+    for target in experiment.targets(target_mixtures(experiment)):
+        run, folder = target.spec.run_id, tmp_path / target.mixture
+        export = str(folder / "model")
+        result = train(worker, experiment, target.spec, folder, world_size=2, export=export)
+        expected = done.results()[run]["final_losses"]
+        assert result.final_losses == pytest.approx(expected, abs=1e-3)
+        if target.mixture == "autoscale":
+            assert exported(folder) == exported(done.output / "runs" / run)
+
+
+def test_partitioned_weights_give_the_loss_of_stage_one_under_torchrun(finished, tiny):
+    """ZeRO-3, by a launcher of another project."""
     experiment, _ = finished
     shutil.copytree(experiment.output, tiny.output)
     for folder in tiny.output.glob("runs/train-*"):
         shutil.rmtree(folder)
     arguments = [
-        "--set", f"trainer.deepspeed={ROOT}/ds_configs/zero{stage}.json",
+        "--set", f"trainer.deepspeed={ROOT}/ds_configs/zero3.json",
         "--set", "train.seeds=[0]", "--set", "train.baselines=['uniform']",
     ]  # fmt: skip
     done = subprocess.run(
@@ -172,26 +196,24 @@ def test_zero_stages_give_the_loss_of_stage_one(finished, tiny, stage):
         expected = experiment.results()[run]["final_losses"]
         assert results[run]["final_losses"] == pytest.approx(expected, abs=1e-3)
         if "autoscale" in run:
-            exported = tiny.output / "runs" / run / "model" / "model.safetensors"
-            assert os.path.getsize(exported) == os.path.getsize(
-                experiment.output / "runs" / run / "model" / "model.safetensors"
+            assert exported(tiny.output / "runs" / run) == exported(
+                experiment.output / "runs" / run
             )
 
 
-def test_llama_bf16_and_recomputed_activations(tiny):
+def test_llama_bf16_and_recomputed_activations(tiny, worker, on_cpu, tmp_path):
     """Other families, precisions and memory settings train the same experiment."""
-    llama = ["--set", "model={name='llama-nano'}", "--only", "probe-8K-reference"]
     settings = [
         [],
-        ["--set", "trainer.activation_checkpointing=true"],
-        ["--set", "trainer.precision=bf16", "--set", "trainer.schedule=wsd"],
+        ["trainer.activation_checkpointing=true"],
+        ["trainer.precision=bf16", "trainer.schedule=wsd"],
     ]
     losses = []
     for index, changes in enumerate(settings):
-        folder = tiny.output / str(index)
-        tiny.autoscale("probe", *llama, *changes, "--set", f"output_dir={folder}")
-        [path] = folder.glob("runs/*/result.json")
-        losses.append(json.loads(path.read_text())["final_mean_loss"])
+        config = load_config(tiny.path, ["model={name='llama-nano'}", *changes])
+        experiment = Experiment(config)
+        [spec] = [p.spec for p in experiment.probes() if p.spec.label == "probe-8K-reference"]
+        losses.append(train(worker, experiment, spec, tmp_path / str(index)).final_mean_loss)
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
     assert losses[2] == pytest.approx(losses[0], abs=0.3)
     assert losses[0] < math.log(320)

@@ -2,10 +2,8 @@
 status 75, and a job started again gives what one gives that was never stopped."""
 
 import json
-import os
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -14,72 +12,28 @@ import psutil
 import pytest
 
 from autoscale.claims import Claims
-from tests.conftest import ROOT, TinyExperiment, environment, write_tiny
+from tests.conftest import ROOT, TinyExperiment, environment
+from tests.integration.jobs import DEADLINE, Launched, campaign
 
 pytestmark = pytest.mark.slow
 
-# Two domains and one seed: few runs, each long enough to be stopped in.
-SETTINGS = [
-    "--set", "data.domains=['python_code', 'english_docs']",
-    "--set", "probe.budgets=['24K', '48K']",
-    "--set", "probe.reference_seeds=1",
-    "--set", "train.budget='96K'",
-    "--set", "train.baselines=[]",
-    "--set", "train.seeds=[0]",
-    "--set", "checkpoint.save_every=1_000",
-]  # fmt: skip
+SETTINGS = [*campaign(), "--set", "checkpoint.save_every=1_000"]
 STOPPED = 75
-DEADLINE = 400
 
 
-class Launched:
-    """A launch script on two ranks, in a session of its own."""
-
-    def __init__(self, experiment: TinyExperiment, script: str = "local.sh") -> None:
-        self.experiment = experiment
-        self.process = subprocess.Popen(
-            [f"launch/{script}", str(experiment.path), "2", *SETTINGS],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            env=environment(), cwd=ROOT, start_new_session=True,
-        )  # fmt: skip
-
-    def until(self, condition: Callable[[], bool]) -> None:
-        end = time.monotonic() + DEADLINE
-        while not condition():
-            assert self.process.poll() is None, self.finish()[0]
-            assert time.monotonic() < end, "the job did not get there in time"
-            time.sleep(0.05)
-
-    def rank(self, wanted: int) -> int:
-        """Number of the process that is a rank of the job."""
-        for process in psutil.Process(self.process.pid).children(recursive=True):
-            with suppress(psutil.Error):  # it may end while it is looked at
-                command = process.cmdline()
-                if process.environ().get("RANK") == str(wanted) and command[-1] == SETTINGS[-1]:
-                    return process.pid
-        raise AssertionError(f"no rank {wanted}")
-
-    def launcher(self) -> list[psutil.Process]:
-        """The launcher, as soon as it was started."""
-        children = psutil.Process(self.process.pid).children()
-        with suppress(psutil.Error):
-            return [child for child in children if "--no_local_rank" in child.cmdline()]
-        return []
-
-    def finish(self) -> tuple[str, int]:
-        """Output and exit status; nothing that it started may be left."""
-        started = psutil.Process(self.process.pid).children(recursive=True)
-        output, _ = self.process.communicate(timeout=DEADLINE)
-        _, alive = psutil.wait_procs(started, timeout=30)
-        assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
-        return output, self.process.returncode
+def launcher(job: Launched) -> list[psutil.Process]:
+    """The launcher of a job, as soon as it was started."""
+    children = psutil.Process(job.process.pid).children()
+    with suppress(psutil.Error):  # it may end while it is looked at
+        return [child for child in children if "--no_local_rank" in child.cmdline()]
+    return []
 
 
-def in_progress(experiment: TinyExperiment, stage: str) -> set[str]:
+def in_progress(runs: Path, stage: str) -> set[str]:
     """Runs that have begun to train and have no result."""
     return {
         path.parent.name
-        for path in (experiment.output / "runs").glob(f"{stage}-*/metrics.jsonl")
+        for path in runs.glob(f"{stage}-*/metrics.jsonl")
         if path.stat().st_size and not (path.parent / "result.json").exists()
     }
 
@@ -109,45 +63,36 @@ def resumed(experiment: TinyExperiment) -> set[str]:
     return {path.parent.name for path in logs if "resumed from" in path.read_text()}
 
 
-@pytest.fixture(scope="module")
-def uninterrupted(
-    tiny_text: Path, tiny_shards: Path, tmp_path_factory: pytest.TempPathFactory
-) -> TinyExperiment:
-    experiment = write_tiny(tmp_path_factory.mktemp("uninterrupted"), tiny_text, tiny_shards)
-    output, status = Launched(experiment).finish()
-    assert status == 0, output
-    return experiment
-
-
 def test_stopped_in_probes_and_in_training_then_resumed(
-    uninterrupted: TinyExperiment, tiny: TinyExperiment
+    undisturbed: Callable[..., TinyExperiment], tiny: TinyExperiment
 ) -> None:
+    whole = undisturbed(*campaign())
     # Two probe runs side by side; the signal is for the script, as a scheduler's is.
-    job = Launched(tiny)
-    job.until(lambda: len(in_progress(tiny, "probe")) == 2)
+    job = Launched(tiny, *SETTINGS)
+    job.until(lambda runs: len(in_progress(runs, "probe")) == 2)
     job.process.send_signal(signal.SIGTERM)
     output, status = job.finish()
     assert status == STOPPED, output
-    probes = in_progress(tiny, "probe")
+    probes = in_progress(tiny.output / "runs", "probe")
     assert "stopped (SIGUSR1)" in output  # the script hands every signal on as this one
     check_stopped(tiny, probes, output)
     finished = set(tiny.results())
 
     # The target over both ranks; only the second rank is told.
-    job = Launched(tiny)
-    job.until(lambda: len(in_progress(tiny, "train")) == 1)
-    os.kill(job.rank(1), signal.SIGTERM)
+    job = Launched(tiny, *SETTINGS)
+    job.until(lambda runs: len(in_progress(runs, "train")) == 1)
+    job.ranks()[1].send_signal(signal.SIGTERM)
     output, status = job.finish()
     assert status == STOPPED, output
-    targets = in_progress(tiny, "train")
+    targets = in_progress(tiny.output / "runs", "train")
     assert "stopped (SIGTERM)" in output
     check_stopped(tiny, targets, output)
     assert finished < set(tiny.results())
 
-    output, status = Launched(tiny).finish()
+    output, status = Launched(tiny, *SETTINGS).finish()
     assert status == 0, output
     assert resumed(tiny) == probes | targets
-    expected, found = uninterrupted.results(), tiny.results()
+    expected, found = whole.results(), tiny.results()
     assert set(found) == set(expected)
     for run, result in found.items():
         assert result["evaluations"] == expected[run]["evaluations"], run
@@ -155,8 +100,8 @@ def test_stopped_in_probes_and_in_training_then_resumed(
 
 
 def test_stopped_while_it_starts(tiny: TinyExperiment) -> None:
-    job = Launched(tiny)
-    job.until(lambda: bool(job.launcher()))
+    job = Launched(tiny, *SETTINGS)
+    job.until(lambda _: bool(launcher(job)))
     job.process.send_signal(signal.SIGUSR1)
     output, status = job.finish()
     assert status == STOPPED, output

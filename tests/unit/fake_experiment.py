@@ -54,6 +54,7 @@ class FakeExperiment:
         gain: how far the domains differ in worth; 0 makes them alike.
         available: training tokens of the first domain; each further one has 10_000 more.
         documents: that each shard is cut into.
+        further: names of validation sets that nothing is trained on.
         tables: sections of the experiment file to change, e.g. {"train": {"seeds": [0]}}.
     """
 
@@ -66,9 +67,11 @@ class FakeExperiment:
         gain: float = 1.0,
         available: int = 120_000,
         documents: int = 1,
+        further: tuple[str, ...] = (),
         tables: dict | None = None,
     ) -> None:
         self.folder, self.domains, self.noise = folder, domains, noise
+        self.further = further
         self._write_data(available, documents)
         (folder / "zero1.json").write_text(json.dumps({"zero_optimization": {"stage": 1}}))
         self.config = self._config(tables or {})
@@ -77,13 +80,19 @@ class FakeExperiment:
         transfer = np.exp(rng.normal(-1.6, 0.6 * gain, (len(domains), len(domains))))
         self._worth = transfer + np.diag(1.2 + own)  # of a token of i for validation set j
         self._floor = 2.0 + 0.5 * rng.random(len(domains))
+        elsewhere = np.exp(rng.normal(-0.5, 1.2 * gain, (len(further), len(domains))))
+        self._worth = np.vstack([self._worth, elsewhere])
+        self._floor = np.append(self._floor, 2.5 + 0.5 * rng.random(len(further)))
 
     def _write_data(self, available: int, documents: int) -> None:
         rng = np.random.default_rng(1)
         domains = []
-        for index, name in enumerate(self.domains):
-            splits = {}
-            for split, tokens in (("train", available + 10_000 * index), ("validation", 4_000)):
+        for index, name in enumerate((*self.domains, *self.further)):
+            splits = {"train": ()}
+            sizes = {"train": available + 10_000 * index, "validation": 4_000}
+            if name in self.further:
+                del sizes["train"]
+            for split, tokens in sizes.items():
                 prefix = f"shards/{name}/{split}-00000"
                 writer = IndexedShardWriter(self.folder / prefix, "uint16")
                 for document in np.array_split(rng.integers(0, 2048, tokens), documents):
@@ -138,6 +147,10 @@ class FakeExperiment:
     def experiment(self) -> Experiment:
         return Experiment(self.config)
 
+    def worth_of(self, name: str) -> np.ndarray:
+        """Of a token of each domain for a validation set, shape (num_domains,)."""
+        return np.array(self._worth[(*self.domains, *self.further).index(name)])
+
     def probe(self, *, only: int | None = None) -> None:
         """Results of the first `only` probe runs; by default of all."""
         experiment = self.experiment
@@ -167,7 +180,7 @@ class FakeExperiment:
     def finish(self, experiment: Experiment, spec: RunSpec, **changes) -> RunResult:
         steps = np.unique(np.geomspace(spec.num_steps / 10, spec.num_steps, 10).round().astype(int))
         rng = np.random.default_rng([spec.seed, spec.total_tokens])
-        noise = self.noise * rng.normal(size=len(self.domains) + 1)
+        noise = self.noise * rng.normal(size=1 + len(self._floor))
         own = np.random.default_rng([spec.seed, *spec.sequences]).normal()
         evaluations = tuple(
             self._evaluation(spec, int(step), noise, 0.3 * self.noise * own)
@@ -209,6 +222,6 @@ class FakeExperiment:
         losses = self._floor + reducible + 0.12 * (1 - share) + noise[0] + 0.5 * noise[1:] + own
         return Evaluation(
             tokens=step * spec.tokens_per_batch,
-            losses=dict(zip(spec.domains, losses.tolist(), strict=True)),
-            mean_loss=float(losses.mean()),
+            losses=dict(zip((*spec.domains, *self.further), losses.tolist(), strict=True)),
+            mean_loss=float(losses[: len(spec.domains)].mean()),
         )

@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -169,3 +170,33 @@ def test_a_run_of_an_older_version_has_no_checksum(fake, tmp_path):
     assert audit_run(folder).problems == ()
     with pytest.raises(ValueError, match="an older version trained it"):
         audit_run(folder, read_tokens=True)
+
+
+def test_a_run_whose_weights_changed_is_recounted_by_its_rounds(fake, tmp_path):
+    experiment, _, result = finished(fake, "contiguous", tmp_path)
+    spec = replace(result.spec, online={"method": "ado"})
+    batch = spec.sequences_per_batch
+    others = [0] * (len(spec.domains) - 1)
+    rounds = [[batch, *others], [*others, sum(spec.sequences) - batch]]
+    online = {"weights": {}, "stages": rounds}
+    stream = RunStream(replace(result, spec=spec, online=online).drawn, experiment.manifest)
+    for _ in stream:
+        pass
+    given, names = stream.delivery, spec.domains
+    live = replace(
+        result,
+        spec=spec,
+        online=online,
+        tokens=dict(zip(names, given.labels.tolist(), strict=True)),
+        windows=dict(zip(names, given.windows.tolist(), strict=True)),
+        epochs=dict(zip(names, (given.windows / stream.order.num_windows).tolist(), strict=True)),
+        checksum=given.checksum_text,
+    )
+    folder = experiment.store.start(spec)
+    with pytest.raises(ValueError, match="change while it trains, and its result will have them"):
+        audit_run(folder, manifest_path=experiment.config.manifest_path)
+    live.save(folder)
+    manifest = experiment.config.manifest_path
+    assert audit_run(folder, manifest_path=manifest, read_tokens=True).problems == ()
+    replace(live, online=None).save(folder)
+    assert audit_run(folder, manifest_path=manifest).problems

@@ -503,8 +503,14 @@ TABLE: list[tuple[str, Stage, Corrupt, str]] = [
     (
         "domain without shards",
         "load",
-        edit(lambda d: domain(d, "npy").update(train=[])),
-        "domain 'npy' has no training shards; give it text, or leave it out",
+        edit(lambda d: domain(d, "npy").update(train=[], validation=[])),
+        "domain 'npy' has no shards; give it text, or leave it out",
+    ),
+    (
+        "nothing to train on",
+        "load",
+        edit(lambda d: [each.update(train=[]) for each in d["domains"]]),
+        "no domain has training shards; give at least one text to train on",
     ),
     (
         "domain twice",

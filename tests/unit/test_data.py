@@ -92,11 +92,12 @@ def test_validation_windows_are_fixed_and_spread(fake, packing):
     windows = validation_windows(manifest, fake.domains, limit=8, **settings)
     again = validation_windows(manifest, fake.domains, limit=8, **settings)
     for name in fake.domains:
-        tokens, positions = windows[name]
+        tokens, positions, masks = windows[name]
         assert tokens.shape == (8, 129)
         assert np.array_equal(tokens, again[name].tokens)
         assert len(np.unique(tokens[:, 0])) > 1
         assert (positions is None) == (packing == "contiguous")
+        assert masks is None
     everything = validation_windows(manifest, fake.domains, limit=10**6, **settings)["licences"]
     if packing == "contiguous":
         assert everything.tokens.shape == ((4_000 - 1) // 128, 129)

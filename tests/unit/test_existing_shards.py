@@ -159,6 +159,14 @@ def test_globs_name_domains_and_splits(folder: Path) -> None:
     }  # fmt: skip
 
 
+def test_a_folder_of_validation_alone_is_a_set_that_nothing_is_trained_on(folder: Path) -> None:
+    (folder / "web" / "fineweb_train_000001.bin").unlink()
+    manifest = Manifest.load(adopt(Adoption(folder=str(folder), **NUMBERS)))
+    assert manifest.training_domains == ("code", "books")
+    assert paths_of(manifest)["web"] == ([], ["web/fineweb_val_000000.ds"])
+    assert verify(manifest) == []
+
+
 def write_pair(prefix: Path, documents: list[list[int]]) -> None:
     with IndexedShardWriter(prefix, "uint16") as writer:
         for document in documents:
@@ -260,7 +268,7 @@ def test_what_cannot_be_adopted_is_named(folder: Path, tmp_path: Path) -> None:
         **NUMBERS,
     )
     refuse(
-        "domain 'web' has validation shards only; add training shards",
+        "no domain has training shards; give at least one text to train on",
         folder=here,
         naming=Naming(domains={"web": ["web/*"]}, validation=["web/*"]),
         **NUMBERS,

@@ -127,6 +127,7 @@ def test_names_of_domains_are_escaped(summary):
     renamed = {
         **summary,
         "domains": ["a<b"],
+        "sets": ["a<b"],
         "baselines": [],
         "projection": {"weights": {"a<b": 1.0}},
     }

@@ -57,6 +57,16 @@ def test_truths_have_the_given_losses_and_a_longer_list_begins_with_the_shorter(
     assert (truths(1, seed=1)[0].losses(corner_K) != losses[0]).any()
 
 
+def test_truths_may_have_sets_without_a_domain():
+    sets = (*NAMES, "elsewhere")
+    drawn = prior_truths(UNIFORM, [3.0, 3.5, 4.0, 4.5, 5.0], num=6, seed=0, sets=sets)
+    assert all(truth.sets == sets and truth.domains == NAMES for truth in drawn)
+    assert drawn[0].losses(UNIFORM.as_array()) == pytest.approx([3.0, 3.5, 4.0, 4.5, 5.0])
+    objective = Objective.create("mean_loss", sets, dict.fromkeys(NAMES, 0.0) | {"elsewhere": 1})
+    outlook = foresee(drawn, [design(24)], replace(simulation(0.001), objective=objective))[0]
+    assert 0 < outlook.regret < outlook.gain  # no domain is its own: another mixture is best
+
+
 def test_more_runs_tell_more_and_a_longer_design_changes_nothing_for_the_shorter():
     few, more, most = foresee(truths(), [design(6), design(12), design(48)], simulation())
     assert few.half_width > more.half_width > most.half_width > 0
@@ -95,9 +105,9 @@ def test_other_objectives_are_simulated_in_their_unit(objective):
 
 
 def test_large_problems_get_fewer_truths_and_then_none():
-    numbers = [num_affordable_truths([2 * k + 1], k) for k in (4, 20, 30, 200)]
+    numbers = [num_affordable_truths([2 * k + 1], k, k) for k in (4, 20, 30, 200)]
     assert numbers == sorted(numbers, reverse=True)
-    assert numbers[0] == num_affordable_truths([15, 29], 7) == foresight.MOST_TRUTHS
+    assert numbers[0] == num_affordable_truths([15, 29], 7, 7) == foresight.MOST_TRUTHS
     assert numbers[-1] == 0
 
 

@@ -159,3 +159,14 @@ def test_a_probe_budget_may_start_from_weights_of_its_own(tmp_path):
     }
     assert started == {80_000: True, 160_000: False}
     assert not experiment.targets({"reference": experiment.reference})[0].spec.start_from
+
+
+def test_a_mask_token_that_an_export_was_given_is_no_other_vocabulary(tmp_path):
+    model = fields("bert-nano", vocab_size=4)
+    masked = VOCABULARY | {"<|mask|>": 4}
+    folder = write_model(tmp_path / "model", config=model, vocabulary=masked)
+    data = write_model(tmp_path / "data", vocabulary=VOCABULARY)
+    fits(folder, model=model, vocab_size=4, tokenizer=data)
+    other = write_model(tmp_path / "other", vocabulary={"a": 0, "b": 1, "x": 2})
+    with pytest.raises(ValueError, match="has other tokens than that of the data"):
+        fits(folder, model=model, vocab_size=4, tokenizer=other)

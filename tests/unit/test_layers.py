@@ -11,19 +11,22 @@ PACKAGE = Path(__file__).parents[2] / "autoscale"
 
 LAYERS = {
     "numerics": {
-        "batch_order", "comparison", "constraints", "decision", "designs", "estimate",
-        "feasible_set", "foresight", "interior_point", "kernel", "law_choice", "mixture",
+        "batch_order", "bench.equal_loss", "bench.standing", "comparison", "constraints",
+        "decision", "designs", "estimate",
+        "feasible_set", "foresight", "interior_point", "kernel", "law_choice", "masking", "mixture",
         "mixture_objective", "mixture_program", "objective", "optimum", "pareto", "permutation",
-        "pieces", "polytope",
+        "loss_curves", "pieces", "polytope",
         "primal_dual", "probes", "projection", "published_table", "quota_tree", "random_search",
         "repetition_rate", "residuals", "run_table", "sampler", "scaling_law", "schedule",
-        "solver", "stage_quotas", "token_count", "traffic", "tree_shape", "uncertainty",
+        "size_transfer", "solver", "stage_quotas", "token_count", "traffic", "tree_shape",
+        "uncertainty",
         "laws.average", "laws.bimix",
         "laws.effective_tokens", "laws.fit", "laws.fitted_law", "laws.fitter", "laws.frame",
         "laws.inverse_sum", "laws.levenberg_marquardt", "laws.log_linear", "laws.mixture_term",
         "laws.power_sum", "laws.records", "laws.repetition", "laws.rescaled", "laws.separable",
         "laws.surface", "laws.terms", "laws.trees",
-        "methods.data_mixing_laws", "methods.exponential_law", "methods.fixed", "methods.joint",
+        "methods.ado", "methods.data_mixing_laws", "methods.domain_laws", "methods.doremi",
+        "methods.exponential_law", "methods.fixed", "methods.group_dro", "methods.joint",
         "methods.method", "methods.nested_laws", "methods.olmix", "methods.one_at_a_time",
         "methods.problem", "methods.published_weights", "methods.registry", "methods.regmix",
         "methods.swarm", "methods.unimax", "methods.utilimax",
@@ -38,9 +41,11 @@ LAYERS = {
         "windows.form", "windows.opening", "windows.packed", "windows.ranges", "windows.reading",
     },
     "records": {
-        "audit", "checkpoint_files", "claims", "config", "config_checks", "config_data",
+        "audit", "checkpoint_files", "claims", "config", "config_bench", "config_checks",
+        "config_data",
         "config_execution", "config_method", "data", "deepspeed_file", "execution",
-        "initial_weights", "job_watch", "memory", "model_shape", "run_folder", "run_table_file",
+        "initial_weights", "job_watch", "memory", "model_shape", "run_folder", "run_records",
+        "run_table_file",
         "processes", "runs", "shared_errors", "slurm_job", "stop_request",
     },
     "text": {
@@ -50,28 +55,36 @@ LAYERS = {
     },
     "runtime": {
         "attention", "checkpoint", "diloco", "distributed", "elastic", "engine", "evaluation",
-        "fork_server", "hardware", "model", "non_finite", "partitioned", "prefetch", "run_log",
-        "snapshot", "torch_stream", "trainer", "votes", "worker",
+        "fork_server", "hardware", "harness", "language_model", "model", "non_finite",
+        "partitioned",
+        "prefetch", "run_log", "online", "online_ado", "online_doremi", "snapshot",
+        "torch_stream", "trainer",
+        "training_step", "votes", "worker",
     },
     "stages": {
-        "campaign", "coordinator", "experiment_foresight", "experiment_memory",
+        "bench.choices", "bench.job", "bench.path", "bench.plan", "bench.summary", "campaign",
+        "carry_command", "downstream",
+        "coordinator", "experiment_foresight", "experiment_memory",
         "experiment_table", "findings", "joint_fit", "joint_summary", "outcomes", "planning",
         "published_findings", "published_fit", "published_summary", "spending", "stages", "status",
-        "summary", "supply", "table_commands", "table_options", "wording",
+        "summary", "supply", "table_commands", "table_options", "validation_sets", "wording",
     },
     "surface": {
-        "__main__", "cli", "decision_tables", "figure_style", "figures", "law_figures",
+        "__main__", "bench.figures", "bench.report", "bench.table", "cli",
+        "decision_tables", "downstream_tables",
+        "figure_style", "figures", "law_figures",
         "law_tables", "manifest_table", "memory_table", "plan_tables", "progress", "report",
         "status_table", "tables", "terminal",
     },
 }  # fmt: skip
 ORDER = list(LAYERS)
 LAYER_OF = {module: ORDER.index(layer) for layer, modules in LAYERS.items() for module in modules}
-WITH_TORCH = LAYERS["runtime"] | {"campaign", "coordinator"}
+WITH_TORCH = LAYERS["runtime"] | {"bench.job", "campaign", "coordinator"}
 WITHOUT_TORCH = sorted(set(LAYER_OF) - WITH_TORCH - {"__main__"})
 NUMERICS_IMPORTS = {"numpy", "scipy"}
 LAZY_IMPORTS = {
-    "cli": {"coordinator", "distributed"},  # the only commands that need torch
+    "cli": {"bench.job", "coordinator", "distributed"},  # the only commands that need torch
+    "downstream": {"harness"},  # torch, and an optional extra
     "laws.trees": {"lightgbm"},  # an optional extra
     "worker": {"trainer"},  # the parent stays free of the training stack
 }

@@ -155,7 +155,10 @@ ERRORS: list[tuple[Callable[[Any], Any], str]] = [
     (lambda d: d.pop("tokenizer"), "tokenizer: missing; run prepare again"),
     (lambda d: d["domains"].append(d["domains"][0]), "domain 'code' is listed more than once"),
     (lambda d: d["domains"][1].update(name=""), "domains.1.name: .* at least 1 character"),
-    (lambda d: d["domains"][1].update(train=[]), "domain 'prose' has no training shards; give it"),
+    (
+        lambda d: d["domains"][1].update(train=[], validation=[]),
+        "domain 'prose' has no shards; give it text, or leave it out",
+    ),
     (
         lambda d: d["domains"][1]["validation"].append(first_shard(d)),
         "shard 'shards/code/train-0' is listed more than once; its windows would be drawn twice",

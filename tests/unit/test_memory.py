@@ -15,7 +15,7 @@ from autoscale.memory import (
 from autoscale.model_shape import model_dimensions, model_size, resolve_model
 
 STATES = {"parameters", "gradients", "float32 gradients", "optimiser", "gathered module"}
-MODELS = ["gpt2-nano", "gpt2-large", "llama-1b", "llama-7b"]
+MODELS = ["gpt2-nano", "gpt2-large", "llama-1b", "llama-7b", "bert-base"]
 RANKS = [1, 2, 8, 64]
 PAIRS = list(product(MODELS, RANKS))
 
@@ -90,6 +90,14 @@ def test_the_smallest_estimate_of_the_paper():
         fields, sequence_length=length, micro_batch_size=micro_batch, word=2, recomputed=False
     )
     assert found == pytest.approx(theirs - masks)
+
+
+def test_a_masked_model_keeps_the_float32_logits_of_the_chosen_tokens_alone():
+    """Of 1024 tokens 154 are chosen; 50_257 tokens and the mask token, 4 sequences."""
+    for precision, expected in (("bf16", 4 * 1024 + 16 * 154), ("fp32", 8 * 1024 + 12 * 154)):
+        logits = estimate("bert-base", precision=precision).device["logits"]
+        assert logits == 4 * 50_258 * expected
+        assert logits < estimate("gpt2-large", precision=precision).device["logits"]
 
 
 def test_recomputing_keeps_the_input_of_each_layer():

@@ -42,7 +42,7 @@ def test_losses_are_means_over_seeds_in_three_units(complete):
     manifest = fake.experiment.manifest
     for mixture in summary["mixtures"]:
         done = results_of(complete, mixture["name"]).values()
-        for name, entry in mixture["domains"].items():
+        for name, entry in mixture["sets"].items():
             loss = np.mean([result.final_losses[name] for result in done])
             assert entry["loss"] == pytest.approx(loss)
             assert entry["perplexity"] == pytest.approx(math.exp(loss))

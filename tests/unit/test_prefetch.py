@@ -8,6 +8,8 @@ import torch
 
 from autoscale.mixture_stream import MixtureStream
 from autoscale.prefetch import Prefetcher
+from autoscale.sampler import MixtureOrder
+from autoscale.stage_quotas import Stage
 from tests.unit.token_data import write_data
 
 PACKINGS = ("contiguous", "best_fit")
@@ -105,6 +107,31 @@ def test_weights_may_change_within_the_last_batches_read_ahead(manifest):
             if batch.step == 13:  # of 15
                 stream.change_weights([0, 1], 16)
     assert batch.step == 17 and stream.position == stream.order.num_samples == 72
+
+
+@pytest.mark.parametrize("depth", [0, 3])
+def test_rounds_decided_on_the_way_are_drawn_as_if_planned(manifest, depth):
+    """As in a run whose weights follow its losses: behind each round stands a stage to read on."""
+    rounds = [(20, 0), (8, 12), (4, 16)]
+
+    def order(decided, rest):
+        stages = [Stage(quotas=quotas) for quotas in (*decided, *rest)]
+        known = open_stream(manifest).order
+        return MixtureOrder(
+            domains=known.domains, num_windows=known.num_windows, seed=known.seed, stages=stages
+        )
+
+    planned = open_stream(manifest)
+    planned.adopt(order(rounds, []))
+    stream = open_stream(manifest)
+    stream.adopt(order(rounds[:1], [(40, 0)]))
+    with Prefetcher(stream, range(15), depth=depth) as batches:
+        for batch, expected in zip(batches, planned, strict=True):
+            assert_same(batch, expected)
+            if batch.step in (4, 9):
+                decided = rounds[: 2 + (batch.step == 9)]
+                stream.adopt(order(decided, [(10, 10)] if batch.step == 4 else []))
+    assert stream.delivered.tolist() == [32, 28]
 
 
 def test_an_error_in_the_thread_reaches_the_loop(manifest):

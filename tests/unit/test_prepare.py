@@ -1,8 +1,10 @@
 """Prepare: the same bytes whatever the processes and interruptions, no leaks, clear refusals."""
 
 import hashlib
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,11 +15,13 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+from rich.console import Console
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from autoscale.config_data import PrepareConfig
 from autoscale.manifest import Manifest
+from autoscale.manifest_table import manifest_table
 from autoscale.prepare import prepare
 from autoscale.shard_formats.indexed import IndexedShard
 from autoscale.tokenizer import END_OF_TEXT
@@ -129,6 +133,53 @@ def test_transformers_loads_the_tokenizer_of_the_manifest(
     loaded = AutoTokenizer.from_pretrained(manifest.root / manifest.tokenizer.path)
     assert len(loaded) == manifest.tokenizer.vocab_size == 300
     assert loaded.eos_token_id == manifest.tokenizer.end_of_text_id
+
+
+def test_a_set_without_train_texts_is_held_out_whole(
+    tmp_path: Path, domains: list[dict[str, Any]]
+) -> None:
+    seen = sentences("prose", 300)[:2]  # of which those that prose holds out stay there
+    far = sentences("far", 40)
+    target = {"name": "target", "validation": [write_lines(tmp_path / "far.jsonl", far + seen)]}
+    plain = Manifest.load(prepare(configure(tmp_path / "plain", domains)))
+    manifest = Manifest.load(prepare(configure(tmp_path / "out", [*domains, target])))
+    assert verify(manifest) == []
+    assert manifest.training_domains == ("prose", "verse")
+    assert manifest.domain("target").train == () and manifest.available_tokens("target") == 0
+    held = texts_of(manifest, "validation", "target")
+    kept = set(seen) - set(texts_of(plain, "validation", "prose"))
+    assert kept and set(held) == {*far, *kept}
+    assert not kept & set(texts_of(manifest, "train", "prose"))
+    assert counts_of(tmp_path / "out")["target"]["validation"] == len(held)
+    text_bytes = sum(len(text.encode()) for text in held)
+    tokens = sum(shard.tokens for shard in manifest.domain("target").validation)
+    assert manifest.bytes_per_token("target") == pytest.approx(text_bytes / tokens)
+    console = Console(width=100, file=io.StringIO())
+    console.print(manifest_table(manifest))
+    assert re.search(r"target +0 \+ 1 +\d+ +none", console.file.getvalue())
+
+
+def test_the_tokenizer_sees_nothing_of_a_set_without_train_texts(
+    tmp_path: Path, domains: list[dict[str, Any]]
+) -> None:
+    texts = write_lines(tmp_path / "far.jsonl", ["\u4e00\u4e8c\u4e09" * 30] * 3)
+    target = {"name": "target", "validation": [texts]}
+    plain = Manifest.load(prepare(configure(tmp_path / "plain", domains)))
+    capped = configure(tmp_path / "out", [target, *domains], validation_tokens=3_000)
+    manifest = Manifest.load(prepare(capped))
+    assert manifest.tokenizer.sha256 == plain.tokenizer.sha256
+    assert counts_of(tmp_path / "out")["target"] == {
+        "validation": 1,
+        "duplicate_within_domain": 2,
+    }
+
+
+def test_texts_to_train_on_are_needed(tmp_path: Path, domains: list[dict[str, Any]]) -> None:
+    held = {"name": "held", "validation": domains[1]["validation"]}
+    with pytest.raises(ValueError, match=r"prepare\.domains: none has 'train' texts; give some"):
+        configure(tmp_path, [held])
+    with pytest.raises(ValueError, match=r"domain 'none' has no texts; give 'train', or 'valid"):
+        configure(tmp_path, [*domains, {"name": "none"}])
 
 
 @pytest.mark.slow

@@ -1,12 +1,14 @@
 """What the README says is true: its file list, its commands, its examples."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from autoscale.cli import app
 from autoscale.config import load_config
+from autoscale.config_bench import BenchConfig
 from autoscale.config_method import KNOWN_BASELINES
 
 ROOT = Path(__file__).parents[2]
@@ -28,16 +30,18 @@ def test_the_file_list_names_every_module_and_nothing_else():
 
 
 def test_the_experiment_file_is_valid(tmp_path):
-    [example] = blocks("toml")
+    example, bench = blocks("toml")
     path = tmp_path / "mine.toml"
     path.write_text(example)
     config = load_config(path)
     assert [domain.name for domain in config.prepare.domains] == ["web", "code", "books"]
+    section = BenchConfig.model_validate(tomllib.loads(bench)["bench"])
+    assert section.methods[0] == "natural" and section.objectives[0].name == "out_of_domain"
 
 
 def test_every_command_exists_and_every_command_is_listed():
     commands = {info.name or info.callback.__name__ for info in app.registered_commands}
-    arguments = "X.toml|fit.json|RUN_FOLDER"
+    arguments = "X.toml|fit.json|RUN_FOLDER|MODEL_FOLDER|--table"
     listed = re.findall(rf"^\| `autoscale (\w+) (?:{arguments})", TEXT, flags=re.MULTILINE)
     assert set(listed) == commands
 

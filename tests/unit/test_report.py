@@ -101,7 +101,7 @@ def test_the_answer_comes_first(page, complete):
     order = [
         f"The mixture for {target} tokens",
         "Why",
-        "By domain",
+        "By validation set",
         "How far to trust it",
         "How it was made",
     ]
@@ -120,7 +120,7 @@ def test_its_tables_hold_the_numbers_of_the_summary(page, complete):
     for name in summary["domains"]:
         weights = [f"{m['weights'][name]:.1%}" for m in summary["mixtures"]]
         assert any(row.startswith(name) and all(w in row for w in weights) for row in rows)
-        losses = [f"{m['domains'][name]['bits_per_byte']:.4f}" for m in summary["mixtures"]]
+        losses = [f"{m['sets'][name]['bits_per_byte']:.4f}" for m in summary["mixtures"]]
         assert any(row.startswith(name) and all(x in row for x in losses) for row in rows)
     for warning in summary["warnings"]:
         assert warning["text"] in page.text

@@ -77,6 +77,7 @@ ADDED = {
     "locality": 8,
     "share": 0.25,
     "stages": ((16, 0), (8, 8)),
+    "online": {"method": "ado"},
 }
 
 
@@ -111,6 +112,25 @@ def test_an_older_result_has_no_checksum(tmp_path):
     path.write_text(json.dumps(content))
     loaded = RunResult.load(tmp_path / "run")
     assert (loaded.checksum, loaded.windows) == (None, None)
+
+
+def test_a_run_whose_weights_changed_is_drawn_by_its_rounds():
+    spec = make_spec(online={"method": "ado"})
+    result = make_result(spec)
+    assert result.drawn is spec
+    live = dataclasses.replace(result, online={"weights": {}, "stages": [[12, 4], [8, 8]]})
+    assert live.drawn.quotas == ((12, 4), (8, 8))
+    assert (live.drawn.sequences, live.drawn.online) == ((20, 12), {})
+
+
+def test_an_exported_model_is_found_by_its_run(tmp_path):
+    store, spec = RunStore(root=tmp_path), make_spec()
+    model = store.start(spec) / "model"
+    assert store.exported_model(spec.identity) is None
+    model.mkdir()
+    (model / "config.json").touch()
+    assert store.exported_model(spec.identity) == model
+    assert store.exported_model("") is None
 
 
 def test_status_follows_the_folder(tmp_path):

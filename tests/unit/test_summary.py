@@ -227,8 +227,8 @@ def test_adopted_shards_of_unknown_texts_have_no_bits_per_byte(tmp_path):
     fake.run()
     found = summarise(fake.config)
     assert set(found["data"]["bytes_per_token"].values()) == {None}
-    per_domain = found["mixtures"][0]["domains"]
-    assert all(losses["bits_per_byte"] is None for losses in per_domain.values())
+    by_set = found["mixtures"][0]["sets"]
+    assert all(losses["bits_per_byte"] is None for losses in by_set.values())
     assert ">unknown</td>" in write_report(fake.config).read_text()
 
 

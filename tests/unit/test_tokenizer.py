@@ -14,7 +14,9 @@ from transformers import AutoTokenizer
 from autoscale.tokenizer import (
     END_OF_TEXT,
     TextTokenizer,
+    add_mask_token,
     import_tokenizer,
+    mask_token_id,
     tokenizer_fingerprint,
     tokenizer_threads,
     train_tokenizer,
@@ -48,6 +50,23 @@ def test_end_of_text_spelled_out_stays_text(tokenizer: TextTokenizer, text: str)
     assert np.flatnonzero(tokens == tokenizer.end_of_text_id).tolist() == [len(tokens) - 1]
     loaded = AutoTokenizer.from_pretrained(tokenizer.folder)
     assert loaded.decode(tokens[:-1]) == text
+
+
+def test_a_copy_gets_a_mask_token_behind_all_others(tokenizer: TextTokenizer, tmp_path) -> None:
+    assert mask_token_id(tokenizer.folder) is None
+    folder = shutil.copytree(tokenizer.folder, tmp_path / "model")
+    add_mask_token(folder, tokenizer.vocab_size)
+    assert mask_token_id(folder) == tokenizer.vocab_size
+    loaded = AutoTokenizer.from_pretrained(folder)
+    assert loaded.mask_token_id == tokenizer.vocab_size == len(loaded) - 1
+    (tokens,) = tokenizer.encode([SAMPLE[0]]).documents()
+    ids = loaded(SAMPLE[0] + loaded.mask_token).input_ids
+    assert ids == [*tokens[:-1].tolist(), tokenizer.vocab_size]
+    add_mask_token(folder, 7)  # it has one
+    assert mask_token_id(folder) == tokenizer.vocab_size
+    other = shutil.copytree(tokenizer.folder, tmp_path / "other")
+    add_mask_token(other, tokenizer.vocab_size + 9)  # ids in between are missing
+    assert mask_token_id(other) is None
 
 
 def test_transformers_loads_the_folder_and_agrees(tokenizer: TextTokenizer) -> None:

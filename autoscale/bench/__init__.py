@@ -1,0 +1,1 @@
+"""The benchmark: mixture methods against uniform weights, at equal probe cost."""
