@@ -37,6 +37,7 @@ from autoscale.worker import Assignment, Worker  # noqa: E402
 
 SEEDS = (0, 1, 2)
 INNER_STEPS = (5, 10, 30)
+OUTER = ((0.7, 0.9), (1.0, 0.0))  # rate and momentum: as published, and the plain mean of groups
 EXPERIMENT = """
 name = "diloco"
 output_dir = "{work}/out"
@@ -89,11 +90,14 @@ def main() -> None:
         prepare(config.prepare)
     worker = Worker(fork=True)
     settings: dict[str, list[str]] = {"plain": []}
-    for steps in INNER_STEPS:
-        settings[f"H = {steps}"] = [
-            "train.diloco.groups=2",
-            f"train.diloco.inner_steps={steps}",
-        ]
+    for rate, momentum in OUTER:
+        for steps in INNER_STEPS:
+            settings[arm(steps, rate, momentum)] = [
+                "train.diloco.groups=2",
+                f"train.diloco.inner_steps={steps}",
+                f"train.diloco.outer_lr={rate}",
+                f"train.diloco.outer_momentum={momentum}",
+            ]
     runs = {
         name: [
             train(worker, load_config(file, [f"train.seeds=[{seed}]", *overrides]))
@@ -102,6 +106,10 @@ def main() -> None:
         for name, overrides in settings.items()
     }
     Path(__file__).with_suffix(".md").write_text(report(runs), encoding="utf-8")
+
+
+def arm(steps: int, rate: float, momentum: float) -> str:
+    return f"H = {steps}, outer {rate:g} and {momentum:g}"
 
 
 def write_experiment(work: Path, text: Path | None, budget: str) -> Path:
@@ -168,7 +176,7 @@ def counted(folder: Path) -> dict[str, float]:
 def report(runs: dict[str, list[Path]]) -> str:
     results = {name: [RunResult.load(folder) for folder in runs[name]] for name in runs}
     plain, spec = results["plain"], results["plain"][0].spec
-    of_plain = counted(runs[f"H = {INNER_STEPS[0]}"][0])["data_parallel"]
+    of_plain = counted(runs[arm(INNER_STEPS[0], *OUTER[0])][0])["data_parallel"]
     lines = [
         "| run | mean loss | minus plain, 90% interval | MB between groups | share of plain "
         "| MB on the wire, both ranks |",
@@ -200,7 +208,7 @@ def report(runs: dict[str, list[Path]]) -> str:
             f"last column is filled. {parameters:_} parameters, {spec.num_steps} steps of "
             f"{spec.tokens_per_batch} tokens ({tokens:_} labels), fp32, ZeRO 1, lr "
             f"{spec.optimisation['lr']}, cosine; domains {', '.join(spec.domains)} (uniform), data "
-            f"{spec.data}. Two groups of one rank; outer lr 0.7, momentum 0.9. Seeds "
+            f"{spec.data}. Two groups of one rank; outer: rate and momentum. Seeds "
             f"{', '.join(map(str, SEEDS))}, paired; losses are means over the domains, nats a "
             "token.",
             "",

@@ -1,6 +1,6 @@
 """What tests share: campaigns that nothing disturbed, and children without a launcher."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -29,13 +29,15 @@ def undisturbed(
 
 
 @pytest.fixture(scope="module")
-def worker() -> Worker:
+def on_cpu() -> Iterator[None]:
+    """The variables that `start_job` sets on a machine without a GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DS_ACCELERATOR", "cpu")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def worker(on_cpu: None) -> Worker:
     """Starts the children of a module's runs."""
     return Worker(fork=True)
-
-
-@pytest.fixture
-def on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The variables that `start_job` sets on a machine without a GPU."""
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -29,10 +29,7 @@ def run(tiny_text, tiny_shards, tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(run, worker, tmp_path_factory):
     """The run on two ranks, never interrupted."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DS_ACCELERATOR", "cpu")
-        patch.setenv("OMP_NUM_THREADS", "1")
-        return train(worker, *run, tmp_path_factory.mktemp("whole"), world_size=2)
+    return train(worker, *run, tmp_path_factory.mktemp("whole"), world_size=2)
 
 
 @pytest.fixture

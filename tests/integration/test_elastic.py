@@ -60,10 +60,7 @@ class Runs:
 @pytest.fixture(scope="module")
 def runs(tiny_text, tiny_shards, tmp_path_factory, worker):
     folder = tmp_path_factory.mktemp("elastic")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DS_ACCELERATOR", "cpu")
-        patch.setenv("OMP_NUM_THREADS", "1")
-        yield Runs(write_tiny(folder, tiny_text, tiny_shards), folder, worker)
+    return Runs(write_tiny(folder, tiny_text, tiny_shards), folder, worker)
 
 
 def ranks_said(count):

@@ -155,7 +155,7 @@ def exported(folder):
 
 
 @pytest.mark.parametrize("stage", [0, 2])
-def test_zero_stages_give_the_loss_of_stage_one(finished, stage, worker, on_cpu, tmp_path):
+def test_zero_stages_give_the_loss_of_stage_one(finished, stage, worker, tmp_path):
     """Two ranks, data parallel; floating point sums in another order are all that differs."""
     done, _ = finished
     deepspeed = f"trainer.deepspeed={ROOT}/ds_configs/zero{stage}.json"
@@ -201,7 +201,7 @@ def test_partitioned_weights_give_the_loss_of_stage_one_under_torchrun(finished,
             )
 
 
-def test_llama_bf16_and_recomputed_activations(tiny, worker, on_cpu, tmp_path):
+def test_llama_bf16_and_recomputed_activations(tiny, worker, tmp_path):
     """Other families, precisions and memory settings train the same experiment."""
     settings = [
         [],
