@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from .probe_length import early_sentence, is_early
 from .published_findings import about_published_fit, about_published_projection
 from .token_count import format_token_count
 from .wording import interval, listed
@@ -134,6 +135,10 @@ def _about_fit(summary: Summary) -> Iterator[str]:
         yield from about_published_fit(summary)
     else:
         yield from _about_joint_fit(summary)
+    levels = fit.get("levels") or [None]
+    if levels[-1] is not None and is_early(levels[-1]):
+        where = format_token_count(levels[-1]["token_budget"])
+        yield early_sentence(levels[-1], f"the reference runs at {where}")
     pairs = [
         format_token_count(budget["token_budget"])
         for budget in fit["budgets"]

@@ -19,6 +19,7 @@ from .joint_fit import fit_joint, project_joint
 from .mixture import Mixture
 from .model_shape import model_size
 from .planning import Experiment, PlannedProbe
+from .probe_length import probe_levels
 from .published_fit import fit_published, project_published
 from .records import read_json, write_json
 from .run_folder import RunFolders, RunView
@@ -231,7 +232,8 @@ def fit(config: ExperimentConfig) -> Path:
         if experiment.store.status(probe.spec) == "finished"
     ]
     fit_law = fit_published if config.fit.law == "autoscale" else fit_joint
-    return write_json(artifact(config, "fit"), "fit", fit_law(experiment, finished))
+    content = fit_law(experiment, finished) | {"levels": probe_levels(experiment, finished)}
+    return write_json(artifact(config, "fit"), "fit", content)
 
 
 def _require_results(planned: Sequence[PlannedProbe], experiment: Experiment) -> None:

@@ -16,6 +16,7 @@ from ..mixture import Mixture
 from ..model_shape import model_size
 from ..objective import Objective, unit_of
 from ..planning import Experiment
+from ..probe_length import early_sentence, is_early, level_of
 from ..runs import RunResult, RunSpec
 from .choices import Choice, choices_path, choose
 from .equal_loss import AnnealedCurve
@@ -48,6 +49,8 @@ def summarise_bench(config: ExperimentConfig) -> dict[str, Any]:
         for name in plan.problems
     ]
     results = list(gathered.results.values())
+    probes = gathered.of([spec for arm in plan.arms for _, spec in plan.probes(arm)])
+    level = level_of(plan.experiment, probes or [])
     return {
         "name": config.name,
         "domains": list(plan.experiment.domains),
@@ -63,6 +66,8 @@ def summarise_bench(config: ExperimentConfig) -> dict[str, Any]:
         "probe_tokens": plan.bench.probe_tokens,
         "total_probe_tokens": plan.bench.total_probe_tokens,
         "search_runs": plan.bench.search_runs,
+        "probe_level": level,
+        "warnings": [early_sentence(level, "the probe runs")] if level and is_early(level) else [],
         "objectives": sections,
         "path": path_section(plan),
         "runs": len(results),

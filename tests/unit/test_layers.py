@@ -65,7 +65,7 @@ LAYERS = {
         "bench.choices", "bench.job", "bench.path", "bench.plan", "bench.summary", "campaign",
         "carry_command", "downstream",
         "coordinator", "experiment_foresight", "experiment_memory",
-        "experiment_table", "findings", "joint_fit", "joint_summary", "outcomes", "planning",
+        "experiment_table", "findings", "joint_fit", "joint_summary", "outcomes", "planning", "probe_length",
         "published_findings", "published_fit", "published_summary", "spending", "stages", "status",
         "summary", "supply", "table_commands", "table_options", "validation_sets", "wording",
     },
