@@ -210,7 +210,8 @@ class DilocoConfig(Section):
     """Steps between two meetings of the groups."""
     outer_lr: float = Field(default=0.7, gt=0)
     outer_momentum: float = Field(default=0.9, ge=0, lt=1)
-    """Of the Nesterov step on what the groups changed since they last met."""
+    """Of the Nesterov step on what the groups changed since they last met. In a run of few meetings
+    0.9, the published one, overshoots: there take 0, with `outer_lr = 1`."""
 
 
 KNOWN_BASELINES = ("uniform", "natural", "reference", "joint", "full", "hold", "damped")

@@ -64,7 +64,7 @@ def test_a_hanging_rank_is_found_and_its_stacks_are_kept(fault_file, worker, tin
     assert hanging.message.startswith(said)
     assert hanging.message.endswith(f"stacks in {tmp_path}/run/log-rank1.txt")
     stacks = run_log(tmp_path / "run", 1)
-    assert "sitecustomize.py" in stacks and "in _train_step" in stacks
+    assert "sitecustomize.py" in stacks and "training_step.py" in stacks
     # The rank that waited for it says so, and lets the other one speak.
     assert waiting.follows and not hanging.follows
 
