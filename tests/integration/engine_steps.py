@@ -30,6 +30,7 @@ from tests.conftest import environment
 
 SMALL = {"model": "gpt2-nano", "vocab_size": 101, "sequence_length": 16, "micro_batch_size": 2}
 MIB = 2**20
+_M_MMAP_THRESHOLD = -3  # glibc's malloc.h
 
 
 def train(folder: Path, ranks: int, **task) -> dict:
@@ -59,9 +60,7 @@ def _run(folder: Path, ranks: int, work, task: dict) -> dict:
         context.Process(target=_rank, args=(str(folder), rank, ranks, work, task))
         for rank in range(ranks)
     ]
-    # The allocator maps, and counts, each tensor of at least this size by itself.
-    variables = environment() | {"MALLOC_MMAP_THRESHOLD_": "65536"}
-    with patch.dict(os.environ, variables, clear=True):  # of the server, too
+    with patch.dict(os.environ, environment(), clear=True):  # of the server, too
         for process in processes:
             process.start()
     for process in processes:
@@ -78,6 +77,8 @@ def _rank(folder: str, rank: int, world_size: int, work, task: dict) -> None:
     os.dup2(log, 1)
     os.dup2(log, 2)
     torch.set_num_threads(1)
+    # The allocator maps, and counts, each tensor of at least so many bytes by itself.
+    assert ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 65536)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(world_size), LOCAL_RANK=str(rank))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     store = dist.FileStore(f"{folder}/store", world_size)
