@@ -177,8 +177,8 @@ class Experiment:
         minimum = 0.2 / len(domains) if solve.min_weight is None else solve.min_weight
         return weight_bounds(
             domains,
-            minimum=_by_domain(minimum, domains, what="solve.min_weight"),
-            maximum=_by_domain(solve.max_weight, domains, what="solve.max_weight"),
+            minimum=by_domain(minimum, domains, what="solve.min_weight"),
+            maximum=by_domain(solve.max_weight, domains, what="solve.max_weight"),
             available_tokens=self.supply(token_budget).tokens,
             token_budget=token_budget,
             max_epochs=self.config.data.max_epochs,
@@ -449,9 +449,10 @@ class Experiment:
                 )
 
 
-def _by_domain(
+def by_domain(
     given: float | Mapping[str, float], domains: Sequence[str], *, what: str
 ) -> float | list[float]:
+    """What is given for all domains or by name, in their order; ValueError for other names."""
     if isinstance(given, Mapping):
         require_same_names(given, domains, what=what)
         return [given[name] for name in domains]

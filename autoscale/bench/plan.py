@@ -8,7 +8,7 @@
 Runs that are equal are one run, whoever wants them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -24,7 +24,7 @@ from ..methods.problem import MixingProblem
 from ..methods.registry import method_named
 from ..mixture import Mixture
 from ..objective import Objective
-from ..planning import Experiment
+from ..planning import Experiment, by_domain
 from ..runs import RunSpec
 from ..token_count import format_token_count
 
@@ -81,7 +81,7 @@ class BenchPlan:
             objective=self._objective(given),
             max_epochs=experiment.config.data.max_epochs,
             min_weight=experiment.bounds(self.target_tokens)[0],
-            max_weight=_by_domain(solve.max_weight, domains),
+            max_weight=np.asarray(by_domain(solve.max_weight, domains, what="solve.max_weight")),
         )
 
     def _objective(self, given: BenchObjective) -> Objective:
@@ -255,9 +255,3 @@ class BenchPlan:
 
 def _distinct(specs: Sequence[RunSpec]) -> list[RunSpec]:
     return list({spec.identity: spec for spec in specs}.values())
-
-
-def _by_domain(given: float | Mapping[str, float], domains: Sequence[str]) -> np.ndarray | float:
-    if isinstance(given, Mapping):
-        return np.array([given[name] for name in domains])
-    return given
